@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: MIT */
+/* dsv4-eval: one file per subcommand, one row each in eval-main.c. */
+#pragma once
+
+struct eval_command {
+    const char *name;
+    /* argv[0] is the subcommand's name; returns the exit status. --help of each is its own (getopt_long). */
+    int (*run)(int argc, char **argv);
+    const char *help; /* one line */
+};
+
+#define EVAL_EXIT_USAGE 64
