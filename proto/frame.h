@@ -17,7 +17,7 @@
 #define FRAME_FDS_MAX 4      /* received with one recvmsg; more are closed by the kernel or by us */
 
 struct frame_reader {
-    struct buf in;
+    struct buf in;           /* header and body of one frame, as far as they came */
     int fds[FRAME_FDS_MAX];  /* belong to the frame being received */
     uint32_t n_fds;
     bool fds_dropped;        /* more than FRAME_FDS_MAX came; they were closed */
@@ -25,8 +25,10 @@ struct frame_reader {
 #define FRAME_READER_INIT ((struct frame_reader){0})
 void frame_reader_deinit(struct frame_reader *r); /* closes fds not taken */
 
-/* One recvmsg from fd. Bytes read (> 0), 0 at end of file, -EAGAIN, or another negative errno. Reads no more than fits
- * one frame's worth beyond what is buffered. */
+/* Read from fd until one frame is complete or nothing more is there; never a byte of the next frame, which is how fds
+ * stay with theirs. Memory follows the bytes that came, not the length that was announced. Bytes read (> 0), 0 at end
+ * of file, -EAGAIN (also while a complete frame waits for frame_done), or another negative errno (-EBADMSG, -EMSGSIZE:
+ * the length is bad, frame_next says how). */
 int frame_receive(struct frame_reader *r, int fd);
 /* 1 and the next message (valid until frame_done), 0 if none is complete yet; a negative errno with FRAME_EMPTY or
  * FRAME_TOO_LARGE as soon as the length says so. */
@@ -37,14 +39,15 @@ int frame_take_fd(struct frame_reader *r); /* one fd of the current message, the
 bool frame_partial(const struct frame_reader *r);
 
 struct frame_writer {
-    struct buf out;          /* frames not yet sent */
+    struct buf out;          /* frames not yet sent, after head bytes that are */
+    size_t head;
     struct frame_fd *fds;    /* fds and where in the stream they belong */
     uint32_t n_fds, fd_capacity;
     uint64_t sent;           /* bytes, ever */
 };
 #define FRAME_WRITER_INIT ((struct frame_writer){0})
 void frame_writer_deinit(struct frame_writer *w);
-/* Queue a frame; fd (or -1) is duplicated and goes with it. */
+/* Queue a frame; fd (or -1) is duplicated and goes with it. -EMSGSIZE: larger than FRAME_MAX. */
 struct ProtobufCMessage;
 int frame_queue(struct frame_writer *w, const struct ProtobufCMessage *m, int fd);
 /* Send what the socket takes: 1 if all was sent, 0 if the socket is full, negative errno (-EPIPE, ...). */
