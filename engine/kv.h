@@ -40,6 +40,8 @@ struct kv_session *kv_session_free(struct kv_session *s);
 DEFINE_CLEANUP(struct kv_session *, kv_session_free)
 /* Pages for positions up to tokens + n - 1, the last shared one made the session's own. All or nothing. */
 int kv_session_reserve(struct kv_session *s, uint32_t n, struct fail *f);
+/* Give back pages that were reserved and hold no token. */
+void kv_session_trim(struct kv_session *s);
 /* The same tokens for another session of the same owner; shares full pages, copies the state. */
 int kv_session_fork(const struct kv_session *s, struct kv_session **ret, struct fail *f);
 /* Forget everything: zero tokens, pages given back. */
