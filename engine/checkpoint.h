@@ -3,17 +3,19 @@
  * A checkpoint directory in the Hugging Face layout: model.safetensors.index.json (or a single model.safetensors), the
  * shards' headers, and what tensors they hold. Reads headers only; engine/loader.c reads the data.
  *
- * Checked here: shards are regular files, not writable by others than their owner (UNSAFE_OWNER), names have no '/';
+ * Checked here: shards are regular files, safe by base/owner.h (UNSAFE_OWNER), names have no '/';
  * header length <= file and <= CHECKPOINT_HEADER_MAX (HEADER_TOO_LARGE); JSON depth, duplicate keys (CONFIG); offsets
  * cover the data exactly, without gap or overlap (BAD_OFFSETS); shape times element size equals the bytes
  * (SHAPE_OVERFLOW, BAD_OFFSETS); index and shards agree (MISSING_TENSOR, UNKNOWN_TENSOR). An optional "model." prefix of
  * names is removed.
+ * Then every tensor that config.json asks for must be there with its dtype and shape, and no other (MISSING_TENSOR,
+ * BAD_TENSOR, UNKNOWN_TENSOR; copies of the embedding and head in mtp.N are ignored). MTP blocks are checked, not loaded.
  */
 #pragma once
 
 #include "engine/config.h"
 
-#define CHECKPOINT_HEADER_MAX (256u << 20) /* bytes; Pro's largest is about 12 MB */
+#define CHECKPOINT_HEADER_MAX (64u << 20) /* bytes; all of Pro in one shard would have about 20 MB */
 #define CHECKPOINT_SHARDS_MAX 4096
 
 enum tensor_dtype { DTYPE_BF16, DTYPE_F32, DTYPE_I64, DTYPE_I8, DTYPE_F8_E4M3, DTYPE_F8_E8M0 };
@@ -32,6 +34,7 @@ struct shard {
     char *name;         /* in the directory */
     int fd;             /* read-only, buffered; the loader opens its own for O_DIRECT */
     uint64_t file_bytes;
+    char *tensor_names; /* memory of the names of its tensors */
 };
 
 struct checkpoint {
