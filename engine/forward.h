@@ -61,3 +61,8 @@ void forward_set_watch(struct model *m, forward_watch watch, void *userdata);
 /* Prefill of any length in chunks of at most max_step_tokens; logits of the last token only, [vocab] (or NULL). */
 int forward_prefill(struct model *m, struct kv_session *s, const uint32_t *token, uint32_t n, float *logits,
                     struct fail *f);
+
+/* For model.c: the scratch of a step, and how many bytes of device memory it takes. */
+uint64_t forward_scratch_bytes(const struct model_shape *shape, const struct kv_layout *kv, uint32_t max_step_tokens);
+int forward_new(struct model *m, struct forward **ret, struct fail *f);
+struct forward *forward_free(struct forward *fw, const struct backend_ops *ops, struct backend *b);
