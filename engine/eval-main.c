@@ -7,6 +7,7 @@
 #include "engine/eval.h"
 
 static const struct eval_command commands[] = {
+    {"encode", eval_encode, "conversations to prompts, completions to messages"},
     {NULL, NULL, NULL},
 };
 

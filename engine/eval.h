@@ -10,3 +10,5 @@ struct eval_command {
 };
 
 #define EVAL_EXIT_USAGE 64
+
+int eval_encode(int argc, char **argv);
