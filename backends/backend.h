@@ -29,6 +29,7 @@
 #define FP8_BLOCK 128       /* an FP8 weight has one scale per 128 x 128 */
 #define HC_MAX 8            /* streams, at most (checked when config.json is read) */
 #define MAX_LAYERS 512
+#define INDEX_DIM_MAX 4096 /* likewise */
 
 enum numerics {
     NUMERICS_EXACT, /* float32 activations and sums, weights at their stored value */

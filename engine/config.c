@@ -50,7 +50,7 @@ static const struct int_key int_keys[] = {
     {"num_hash_layers", SHAPE(hash_layers), 0, MAX_LAYERS, 1, REQUIRED},
     {"sliding_window", SHAPE(window), 1, 65536, 1, REQUIRED},
     {"index_n_heads", SHAPE(index_heads), 1, 4096, 1, REQUIRED},
-    {"index_head_dim", SHAPE(index_dim), INDEX_BLOCK, 4096, 1, REQUIRED},
+    {"index_head_dim", SHAPE(index_dim), INDEX_BLOCK, INDEX_DIM_MAX, 1, REQUIRED},
     {"index_topk", SHAPE(index_topk), 1, 65536, 1, REQUIRED},
     {"max_position_embeddings", SHAPE(max_position), 1, 1u << 30, 1, 1048576},
     {"hc_mult", SHAPE(hc), 1, HC_MAX, 1, 4},

@@ -6,6 +6,7 @@
 #include <math.h>
 #include <stdbool.h>
 
+#include "backends/cpu/attend.h"
 #include "backends/cpu/cpu.h"
 #include "backends/cpu/mat.h"
 #include "backends/cpu/rows.h"
@@ -124,34 +125,13 @@ static void plain_swiglu(uint32_t n, const float *gate, const float *up, float w
 
 /* ---------------------------------------------------------------- attention */
 
-/* Scores of one head against n decoded keys become weights; what was summed before is scaled to the new maximum. */
-static void softmax_step(const struct cpu_attend *a, uint32_t head, uint32_t n, const float *key)
-{
-    uint32_t c = a->shape->head_dim;
-    float p[ATTEND_KEYS] = {0}, *acc = a->acc + (size_t)head * c;
-    for (uint32_t i = 0; i < n; i++)
-        p[i] = vec_dot(a->q + (size_t)head * c, key + (size_t)i * c, c) * a->scale;
-    float max = vec_max(p, n);
-    if (max > a->max[head]) {
-        float shrink = expf(a->max[head] - max);
-        a->max[head] = max;
-        a->sum[head] *= shrink;
-        vec_scale(acc, shrink, c);
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        float e = expf(p[i] - a->max[head]);
-        a->sum[head] += e;
-        vec_add_scaled(acc, key + (size_t)i * c, e, c);
-    }
-}
-
 static void plain_attend(const struct cpu_attend *a, uint32_t n, const uint8_t *const *row, void *scratch)
 {
     float *key = scratch; /* [ATTEND_KEYS][c] */
     for (uint32_t i = 0; i < n; i++)
         row_unpack(a->shape, a->kv, row[i], key + (size_t)i * a->shape->head_dim);
     for (uint32_t head = 0; head < a->heads; head++)
-        softmax_step(a, head, n, key);
+        attend_head(a, head, n, key);
 }
 
 /* ---------------------------------------------------------------- index */
