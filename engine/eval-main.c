@@ -8,6 +8,7 @@
 
 static const struct eval_command commands[] = {
     {"encode", eval_encode, "conversations to prompts, completions to messages"},
+    {"tokenize", eval_tokenize, "text to token ids, or back"},
     {NULL, NULL, NULL},
 };
 
