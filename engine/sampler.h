@@ -5,8 +5,9 @@
  *
  * Order: logit bias, presence and frequency penalties (over the output so far), then greedy if temperature == 0, else
  * temperature, top_k, min_p, top_p (the released order for what it has; cuts are made on probabilities sorted by
- * (probability descending, id ascending), so ties are stable), then one draw. NaN logits count as -inf; when nothing is
- * finite the lowest id wins. Never allocates in sampler_next.
+ * (probability descending, id ascending), so ties are stable), then one draw. NaN logits count as -inf and +inf as the
+ * largest float; when all are -inf the lowest id wins. Tokens less likely than e^-87 of the best one are never drawn.
+ * Never allocates in sampler_next; takes time linear in the vocabulary.
  */
 #pragma once
 
@@ -35,7 +36,8 @@ struct sampler_params {
 
 struct sampler;
 
-/* RANGE, naming the field, for a value that is NaN or outside. */
+/* RANGE, naming the field, for a value that is NaN or outside; BAD_TOKEN for a bias outside the vocabulary. */
+int sampler_params_check(const struct sampler_params *p, struct fail *f); /* all but the vocabulary */
 int sampler_new(const struct sampler_params *p, uint32_t vocab, struct sampler **ret, struct fail *f);
 struct sampler *sampler_free(struct sampler *s);
 DEFINE_CLEANUP(struct sampler *, sampler_free)
@@ -43,7 +45,11 @@ DEFINE_CLEANUP(struct sampler *, sampler_free)
 /* The next token; logits [vocab] are not changed. Counts it as output. */
 uint32_t sampler_next(struct sampler *s, const float *logits);
 
-/* Log-probabilities of the untouched logits: of `id`, and the `n` (<= 20) most likely. */
+/* The random number of output token `draw`: in [0, 1), 53 bits. */
+double sampler_random(uint64_t seed, uint64_t draw);
+
+/* Log-probabilities of the untouched logits: of `id`, and the `n` (<= 20) most likely, best first; entries past the
+ * vocabulary have id UINT32_MAX. All are -inf where all logits are. */
 struct logprob {
     uint32_t id;
     float logprob;
