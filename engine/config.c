@@ -236,7 +236,6 @@ static int check_together(const json_t *root, const struct model_config *c, stru
         {s->heads % s->o_groups == 0, "o_groups", "a divisor of num_attention_heads"},
         {s->o_groups <= WIDTH_MAX / s->o_rank, "o_lora_rank", "at most 2^24 / o_groups"},
         {s->experts_used <= s->experts, "num_experts_per_tok", "at most n_routed_experts"},
-        {s->hash_layers <= s->layers, "num_hash_layers", "at most num_hidden_layers"},
         {(s->index_dim & (s->index_dim - 1)) == 0, "index_head_dim", "a power of two"},
         {s->index_dim >= s->rope_dim, "index_head_dim", "at least qk_rope_head_dim"},
         {s->index_heads <= WIDTH_MAX / s->index_dim, "index_n_heads", "at most 2^24 / index_head_dim"},
@@ -307,6 +306,7 @@ static int read_keys(const json_t *root, struct model_config *c, struct fail *f)
     if ((r = read_architecture(root, f)) < 0 || (r = read_expert_type(root, &c->expert_type, f)) < 0 ||
         (r = read_ratios(root, c, f)) < 0)
         return r;
+    c->shape.hash_layers = MIN(c->shape.hash_layers, c->shape.layers); /* a model cut short keeps the whole one's number */
     return check_together(root, c, f);
 }
 

@@ -8,6 +8,7 @@
 
 static const struct eval_command commands[] = {
     {"encode", eval_encode, "conversations to prompts, completions to messages"},
+    {"inspect", eval_inspect, "what a checkpoint is and the memory it needs here"},
     {"tokenize", eval_tokenize, "text to token ids, or back"},
     {NULL, NULL, NULL},
 };

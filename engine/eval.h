@@ -12,4 +12,5 @@ struct eval_command {
 #define EVAL_EXIT_USAGE 64
 
 int eval_encode(int argc, char **argv);
+int eval_inspect(int argc, char **argv);
 int eval_tokenize(int argc, char **argv);

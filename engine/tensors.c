@@ -234,6 +234,41 @@ int tensors_walk(const struct model_config *c, struct model_weights *weights, te
     return w.error;
 }
 
+struct counting {
+    struct parameter_count n;
+    uint64_t routed;
+};
+
+static int count_item(const struct tensor_item *item, void *userdata)
+{
+    struct counting *c = userdata;
+    const uint64_t n = (uint64_t)item->rows * item->cols;
+
+    if (item->kind == ITEM_TABLE)
+        return 0;
+    if (item->use == USE_MTP || item->use == USE_MTP_EXPERT)
+        c->n.mtp += n;
+    else
+        c->n.total += n;
+    if (item->use == USE_ROUTED_EXPERT)
+        c->routed += n;
+    if (item->use == USE_ALWAYS)
+        c->n.active += n;
+    return 0;
+}
+
+int tensors_count(const struct model_config *c, struct parameter_count *ret)
+{
+    struct counting count = {0};
+    int r = tensors_walk(c, NULL, count_item, &count);
+
+    if (r < 0)
+        return r;
+    count.n.active += count.routed / c->shape.experts * c->shape.experts_used;
+    *ret = count.n;
+    return 0;
+}
+
 int tensors_targets(const struct model_config *c, struct model_weights *w)
 {
     const size_t layers = c->shape.layers, experts = c->shape.experts;

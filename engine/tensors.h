@@ -38,6 +38,13 @@ int tensors_walk(const struct model_config *c, struct model_weights *w, tensor_v
 int tensors_targets(const struct model_config *c, struct model_weights *w);
 void tensors_targets_free(struct model_weights *w);
 
+/* How many numbers the model has, by the configuration alone. active: used for one token (its chosen experts; the
+ * embedding's one row is not counted, as the published figures do not). MTP blocks count apart. */
+struct parameter_count {
+    uint64_t total, active, mtp;
+};
+int tensors_count(const struct model_config *c, struct parameter_count *ret);
+
 /* dtype and shape of the stored tensors of an item. */
 struct stored {
     enum tensor_dtype dtype;

@@ -16,6 +16,7 @@
 #include "engine/config.h"
 #include "engine/json.h"
 #include "engine/rope.h"
+#include "engine/tensors.h"
 
 static json_t *nano_json(void)
 {
@@ -145,6 +146,9 @@ static void released_defaults_fill_in(void **state)
     model_config_free(c);
     c = accepted(NULL, "scoring_func", NULL);
     model_config_free(c);
+    c = accepted(NULL, "num_hash_layers", "7"); /* of 6 layers */
+    assert_int_equal(c->shape.hash_layers, 6);
+    model_config_free(c);
     c = accepted(NULL, "compress_ratios", "[0, 8, 16, 32, 64, 128]"); /* without the MTP block's */
     assert_int_equal(c->shape.ratio[4], 64);
     model_config_free(c);
@@ -186,7 +190,7 @@ static void values_that_contradict_are_refused(void **state)
     assert_refused(NULL, "head_dim", "160", "head_dim");
     assert_refused(NULL, "o_groups", "3", "o_groups");
     assert_refused(NULL, "num_experts_per_tok", "9", "num_experts_per_tok");
-    assert_refused(NULL, "num_hash_layers", "7", "num_hash_layers");
+    assert_refused(NULL, "num_hash_layers", "513", "num_hash_layers");
     assert_refused(NULL, "index_head_dim", "96", "index_head_dim");
     assert_refused(NULL, "index_head_dim", "32", "index_head_dim");
     assert_refused(NULL, "compress_ratios", "[0, 0, 4, 128, 4]", "compress_ratios");
@@ -219,6 +223,44 @@ static void what_is_not_computed_is_refused(void **state)
     assert_refused(NULL, "rope_scaling", NULL, "rope_scaling");
     assert_refused("quantization_config", "scale_fmt", "\"float32\"", "quantization_config.scale_fmt");
     assert_refused("quantization_config", "weight_block_size", "[64, 128]", "quantization_config.weight_block_size");
+}
+
+/* The published sizes: Flash 284 billion parameters, 13 of them active; Pro 1.6 trillion, 49 billion. */
+static void published_models_have_their_sizes(void **state)
+{
+    (void)state;
+    static const char flash[] = "{\"hidden_size\":4096,\"moe_intermediate_size\":2048,\"num_hidden_layers\":43,"
+        "\"num_attention_heads\":64,\"head_dim\":512,\"q_lora_rank\":1024,\"o_groups\":8,\"o_lora_rank\":1024,"
+        "\"n_routed_experts\":256,\"num_experts_per_tok\":6,\"num_hash_layers\":3,\"sliding_window\":128,"
+        "\"index_n_heads\":64,\"index_topk\":512,\"vocab_size\":129280}";
+    static const char pro[] = "{\"hidden_size\":7168,\"moe_intermediate_size\":3072,\"num_hidden_layers\":61,"
+        "\"num_attention_heads\":128,\"head_dim\":512,\"q_lora_rank\":1536,\"o_groups\":16,\"o_lora_rank\":1024,"
+        "\"n_routed_experts\":384,\"num_experts_per_tok\":6,\"num_hash_layers\":3,\"sliding_window\":128,"
+        "\"index_n_heads\":64,\"index_topk\":1024,\"vocab_size\":129280}";
+    static const struct {
+        const char *keys;
+        int first;
+        double total, active; /* billions */
+    } models[] = {{flash, 0, 284, 13}, {pro, 128, 1600, 49}};
+
+    for (size_t i = 0; i < ELEMENTS(models); i++) {
+        _cleanup_json_ json_t *root = nano_json(), *keys = json_loads(models[i].keys, 0, NULL);
+        struct model_config *c = NULL;
+        struct parameter_count n;
+        json_t *ratios = json_array();
+        assert_int_equal(json_object_update(root, keys), 0);
+        for (int l = 0; l < json_integer_value(json_object_get(root, "num_hidden_layers")); l++)
+            json_array_append_new(ratios, json_integer(l < 2 ? models[i].first : l % 2 ? 128 : 4));
+        json_object_set_new(root, "compress_ratios", ratios);
+        char *text = json_dumps(root, 0);
+        assert_int_equal(parse_text(text, &c, NULL), 0);
+        assert_int_equal(tensors_count(c, &n), 0);
+        if (fabs((double)n.total / 1e9 / models[i].total - 1) > 0.02 ||
+            fabs((double)n.active / 1e9 / models[i].active - 1) > 0.05)
+            fail_msg("%.1f billion, %.1f active", (double)n.total / 1e9, (double)n.active / 1e9);
+        model_config_free(c);
+        free(text);
+    }
 }
 
 static void broken_json_names_the_line(void **state)
@@ -296,6 +338,7 @@ int main(void)
         cmocka_unit_test(values_out_of_range_are_refused),
         cmocka_unit_test(values_that_contradict_are_refused),
         cmocka_unit_test(what_is_not_computed_is_refused),
+        cmocka_unit_test(published_models_have_their_sizes),
         cmocka_unit_test(broken_json_names_the_line),
         cmocka_unit_test(depth_is_limited),
         cmocka_unit_test(generation_is_read),
