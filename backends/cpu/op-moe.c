@@ -109,7 +109,7 @@ struct moe {
     uint32_t tokens, slots, active, item_rows, items_per_expert;
     enum weight_type type[2];   /* of the routed experts (all have one type), of the shared one */
     struct activations x_in[2]; /* [T], likewise */
-    struct activations h_in;    /* [S] */
+    struct activations h_in[2]; /* [S], likewise */
 };
 
 struct moe_scratch *moe_scratch_free(struct moe_scratch *s)
@@ -212,7 +212,8 @@ static void down_item(void *arg, uint32_t item, uint32_t thread)
 {
     const struct moe *a = arg;
     uint32_t e = a->s->active[item / a->items_per_expert];
-    expert_matmul(a, &expert_of(a, e)->down, e, &a->h_in, a->s->slot, a->s->down, item, thread);
+    const struct activations *in = &a->h_in[e == a->b->shape->experts];
+    expert_matmul(a, &expert_of(a, e)->down, e, in, a->s->slot, a->s->down, item, thread);
 }
 
 /* Items of expert matrices with that many rows. */
@@ -262,18 +263,22 @@ static void swiglu_item(void *arg, uint32_t slot, uint32_t thread)
     uint32_t m = shape->expert_hidden;
     float *h = a->s->gate + (size_t)slot * m;
     k->swiglu(m, h, a->s->up + (size_t)slot * m, shared ? 1 : a->weights[slot], shape->swiglu_limit, h);
-    if (a->h_in.bytes)
-        k->activation(a->type[shared], m, h, a->h_in.data + slot * a->h_in.stride);
+    const struct activations *in = &a->h_in[shared];
+    if (in->bytes)
+        k->activation(a->type[shared], m, h, in->data + slot * in->stride);
 }
 
+/* A slot is one expert's, so both types' activations share the place; one of them may need none. */
 static void run_swiglu(struct moe *a)
 {
     struct backend *b = a->b;
     uint32_t m = b->shape->expert_hidden;
-    size_t routed = b->k->activation_bytes(a->type[0], m), shared = b->k->activation_bytes(a->type[1], m);
-    size_t bytes = MAX(routed, shared);
-    a->h_in = (struct activations){bytes ? b->activation : (uint8_t *)a->s->gate, bytes ? bytes : m * sizeof(float),
-                                   bytes};
+    size_t stride = MAX(b->k->activation_bytes(a->type[0], m), b->k->activation_bytes(a->type[1], m));
+    for (int shared = 0; shared < 2; shared++) {
+        size_t bytes = b->k->activation_bytes(a->type[shared], m);
+        a->h_in[shared] = (struct activations){bytes ? b->activation : (uint8_t *)a->s->gate,
+                                               bytes ? stride : m * sizeof(float), bytes};
+    }
     pool_run(b->pool, a->slots, swiglu_item, a);
 }
 
