@@ -195,14 +195,14 @@ static int add_fd(struct frame_writer *w, int fd)
     return 0;
 }
 
-int frame_queue(struct frame_writer *w, const struct ProtobufCMessage *m, int fd)
+/* Room for a frame of n bytes and its header; *ret is where its message goes. */
+static int begin_frame(struct frame_writer *w, size_t n, int fd, uint8_t **ret)
 {
-    size_t n = protobuf_c_message_get_packed_size(m);
-
     if (n == 0 || n > FRAME_MAX)
         return n == 0 ? -EINVAL : -EMSGSIZE;
     if (w->head > w->out.size / 2) {
         buf_consume(&w->out, w->head);
+        w->begun -= w->head;
         w->head = 0;
     }
     int r = buf_reserve(&w->out, FRAME_HEADER + n);
@@ -211,10 +211,44 @@ int frame_queue(struct frame_writer *w, const struct ProtobufCMessage *m, int fd
     if (fd >= 0 && (r = add_fd(w, fd)) < 0)
         return r;
     store_le32(w->out.data + w->out.size, (uint32_t)n);
-    protobuf_c_message_pack(m, (uint8_t *)w->out.data + w->out.size + FRAME_HEADER);
+    *ret = (uint8_t *)w->out.data + w->out.size + FRAME_HEADER;
     w->out.size += FRAME_HEADER + n;
     w->out.data[w->out.size] = '\0';
     return 0;
+}
+
+int frame_queue(struct frame_writer *w, const struct ProtobufCMessage *m, int fd)
+{
+    uint8_t *to;
+
+    int r = begin_frame(w, protobuf_c_message_get_packed_size(m), fd, &to);
+    if (r < 0)
+        return r;
+    protobuf_c_message_pack(m, to);
+    return 0;
+}
+
+int frame_queue_packed(struct frame_writer *w, const uint8_t *data, size_t n, int fd)
+{
+    uint8_t *to;
+
+    int r = begin_frame(w, n, fd, &to);
+    if (r < 0)
+        return r;
+    memcpy(to, data, n);
+    return 0;
+}
+
+void frame_drop_unsent(struct frame_writer *w)
+{
+    size_t keep = MAX(w->begun, w->head);
+    uint64_t end = w->sent + (keep - w->head);
+
+    while (w->n_fds > 0 && w->fds[w->n_fds - 1].at >= end)
+        close(w->fds[--w->n_fds].fd);
+    w->out.size = keep;
+    if (w->out.data)
+        w->out.data[keep] = '\0';
 }
 
 /* One sendmsg: up to the next frame that has an fd, with the fd of the frame that starts here, if any. */
@@ -264,8 +298,10 @@ int frame_send(struct frame_writer *w, int fd)
             return (int)k;
         w->head += (size_t)k;
         w->sent += (uint64_t)k;
+        while (w->begun < w->head)
+            w->begun += FRAME_HEADER + load_le32(w->out.data + w->begun);
     }
-    w->head = 0;
+    w->head = w->begun = 0;
     if (w->out.capacity > KEEP_BYTES)
         buf_deinit(&w->out);
     else

@@ -41,6 +41,7 @@ bool frame_partial(const struct frame_reader *r);
 struct frame_writer {
     struct buf out;          /* frames not yet sent, after head bytes that are */
     size_t head;
+    size_t begun;            /* of out: end of the last frame of which a byte is sent */
     struct frame_fd *fds;    /* fds and where in the stream they belong */
     uint32_t n_fds, fd_capacity;
     uint64_t sent;           /* bytes, ever */
@@ -50,6 +51,10 @@ void frame_writer_deinit(struct frame_writer *w);
 /* Queue a frame; fd (or -1) is duplicated and goes with it. -EMSGSIZE: larger than FRAME_MAX. */
 struct ProtobufCMessage;
 int frame_queue(struct frame_writer *w, const struct ProtobufCMessage *m, int fd);
+/* The same with a message packed before. */
+int frame_queue_packed(struct frame_writer *w, const uint8_t *data, size_t n, int fd);
+/* Forget the queued frames of which no byte was sent; the stream stays whole. */
+void frame_drop_unsent(struct frame_writer *w);
 /* Send what the socket takes: 1 if all was sent, 0 if the socket is full, negative errno (-EPIPE, ...). */
 int frame_send(struct frame_writer *w, int fd);
 size_t frame_pending(const struct frame_writer *w); /* bytes */

@@ -296,6 +296,40 @@ static void nobody_reads(void **state)
     assert_int_equal(frame_send(&p->w, p->a), -EPIPE); /* no SIGPIPE either */
 }
 
+static void unsent_frames_are_dropped_whole(void **state)
+{
+    struct pair *p = *state;
+    const uint8_t *m;
+    size_t n, frames = 0;
+    int r, fd = dup(p->a);
+
+    for (int i = 0; i < 64; i++)
+        queue_text(p, 100000, i % 2 ? fd : -1);
+    close(fd);
+    assert_int_equal(frame_send(&p->w, p->a), 0);
+    frame_drop_unsent(&p->w);
+    assert_true(frame_pending(&p->w) < 100010);
+    queue_text(p, 7, -1);
+    do {
+        r = frame_send(&p->w, p->a);
+        assert_true(r >= 0);
+        while (frame_receive(&p->r, p->b) > 0)
+            if (frame_next(&p->r, &m, &n, NULL) == 1) {
+                assert_true(n == 9 || n == 100004);
+                frames++;
+                frame_done(&p->r);
+            }
+    } while (r == 0);
+    assert_true(frames > 1 && frames < 64);
+    assert_int_equal(p->w.n_fds, 0);
+    frame_drop_unsent(&p->w); /* of nothing */
+    static const uint8_t packed[] = {8, 1};
+    assert_int_equal(frame_queue_packed(&p->w, packed, 2, -1), 0);
+    assert_int_equal(frame_pending(&p->w), 6);
+    frame_drop_unsent(&p->w);
+    assert_int_equal(frame_pending(&p->w), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -308,6 +342,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(fds_stay_with_their_frames, setup, teardown),
         cmocka_unit_test_setup_teardown(untaken_fds_are_closed, setup, teardown),
         cmocka_unit_test_setup_teardown(too_many_fds_are_dropped, setup, teardown),
+        cmocka_unit_test_setup_teardown(unsent_frames_are_dropped_whole, setup, teardown),
         cmocka_unit_test_setup_teardown(nobody_reads, setup, teardown),
     };
     signal(SIGPIPE, SIG_IGN);
