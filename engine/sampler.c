@@ -14,7 +14,6 @@
 
 #define RADIX_BITS 11
 #define RADIX_ROUNDS 3 /* 11 + 11 + 10 bits */
-#define BIAS_MAX 1024
 #define LOGPROBS_MAX 20
 
 struct sampler {
@@ -44,10 +43,10 @@ static int check_float(const char *field, double value, double min, double max, 
 
 static int check_bias(const struct sampler_params *p, uint32_t vocab, struct fail *f)
 {
-    if (p->n_bias > BIAS_MAX) {
-        int r = fail_set(f, ERANGE, "RANGE", "bias has %u entries, at most %d are allowed", p->n_bias, BIAS_MAX);
+    if (p->n_bias > SAMPLER_BIAS_MAX) {
+        int r = fail_set(f, ERANGE, "RANGE", "bias has %u entries, at most %d are allowed", p->n_bias, SAMPLER_BIAS_MAX);
         fail_field(f, "bias");
-        fail_limit(f, BIAS_MAX, p->n_bias);
+        fail_limit(f, SAMPLER_BIAS_MAX, p->n_bias);
         return r;
     }
     for (uint32_t i = 0; i < p->n_bias; i++) {

@@ -22,6 +22,8 @@ struct logit_bias {
     float bias;
 };
 
+#define SAMPLER_BIAS_MAX 1024
+
 struct sampler_params {
     float temperature;       /* 0 .. 2 */
     float top_p;             /* (0, 1] */
@@ -30,7 +32,7 @@ struct sampler_params {
     uint64_t seed;
     float presence_penalty, frequency_penalty; /* -2 .. 2 */
     const struct logit_bias *bias; /* copied */
-    uint32_t n_bias;               /* at most 1024 */
+    uint32_t n_bias;               /* at most SAMPLER_BIAS_MAX */
 };
 #define SAMPLER_PARAMS_INIT ((struct sampler_params){.temperature = 1, .top_p = 1})
 
