@@ -67,9 +67,8 @@ struct cpu_kernels {
     size_t (*activation_bytes)(enum weight_type type, uint32_t cols);
     void (*activation)(enum weight_type type, uint32_t cols, const float *x, void *out);
 
-    /* Rows first .. end - 1, and no others. Both are multiples of ROW_GROUP, except the end of the matrix and, in
-     * grouped_linear, the borders of groups whose rank is not a multiple. Used by linear, grouped_linear (a call per
-     * group), moe (a call per expert), route, logits, hc_*. Indexed by enum weight_type. */
+    /* Rows first .. end - 1, and no others; first is a multiple of ROW_GROUP, end may be anything. Used by linear,
+     * grouped_linear (a call per group), moe (a call per expert), route, logits, hc_*. Indexed by enum weight_type. */
     void (*matmul[4])(const struct cpu_matmul *m, uint32_t first, uint32_t end, void *scratch);
 
     /* out = weight * silu(min(gate, limit)) * clamp(up, limit). All: [n]; out may be gate. */

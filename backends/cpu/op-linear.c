@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* y = W x: one matrix or several that share x, and block-diagonal (a matrix per group). */
+#include <string.h>
+
 #include "backends/cpu/ops.h"
 #include "base/size.h"
 
@@ -104,19 +106,44 @@ int cpu_linear(struct backend *b, const float *x, uint32_t count, const struct w
 struct grouped {
     struct backend *b;
     const struct cpu_matmul *m;
-    uint32_t groups, rank, item_rows, items_per_group;
+    uint32_t rank, item_rows, items_per_group;
     size_t group_bytes; /* between the activations of two groups of one token */
 };
+
+/* Rows first .. end - 1 of one ROW_GROUP that begin inside it: kernels begin at its start, so their results go through
+ * a buffer and only those asked for to y, where the others are of another group's activations. */
+static void matmul_edge(const struct backend *b, const struct cpu_matmul *m, uint32_t first, uint32_t end, void *scratch)
+{
+    enum { TOKENS = 32 };
+    uint32_t base = first / ROW_GROUP * ROW_GROUP;
+    for (uint32_t t = 0; t < m->n; t += TOKENS) {
+        float part[TOKENS][ROW_GROUP];
+        struct cpu_matmul sub = *m;
+        sub.n = MIN(m->n - t, (uint32_t)TOKENS);
+        sub.x += t * m->x_stride;
+        sub.y = (float *)((uintptr_t)part - base * sizeof(float)); /* row `base` at part[.][0] */
+        sub.y_stride = ROW_GROUP;
+        b->k->matmul[m->w->type](&sub, base, end, scratch);
+        for (uint32_t i = 0; i < sub.n; i++)
+            memcpy(m->y + (t + i) * m->y_stride + first, part[i] + (first - base), (end - first) * sizeof(float));
+    }
+}
 
 static void grouped_item(void *arg, uint32_t item, uint32_t thread)
 {
     const struct grouped *g = arg;
-    uint32_t group = item / g->items_per_group;
-    uint32_t from = item % g->items_per_group * g->item_rows;
-    uint32_t first = group * g->rank + from, end = group * g->rank + MIN(from + g->item_rows, g->rank);
+    uint32_t group = item / g->items_per_group, begin = group * g->rank;
+    uint32_t from = begin / ROW_GROUP * ROW_GROUP + item % g->items_per_group * g->item_rows;
+    uint32_t first = MAX(from, begin), end = MIN(from + g->item_rows, begin + g->rank);
     struct cpu_matmul m = *g->m;
     m.x += group * g->group_bytes;
-    g->b->k->matmul[m.w->type](&m, first, end, cpu_scratch(g->b, thread));
+    if (first < end && first % ROW_GROUP) {
+        uint32_t edge = MIN(end, (uint32_t)align_up(first, ROW_GROUP));
+        matmul_edge(g->b, &m, first, edge, cpu_scratch(g->b, thread));
+        first = edge;
+    }
+    if (first < end)
+        g->b->k->matmul[m.w->type](&m, first, end, cpu_scratch(g->b, thread));
 }
 
 /* y[t][g*rank + i] = W[g*rank + i] . x[t][g*cols ..]: the activations are T * groups rows of cols values. */
@@ -125,10 +152,10 @@ int cpu_grouped_linear(struct backend *b, uint32_t groups, const float *x, const
     uint32_t tokens = b->batch->tokens, rank = w->rows / groups;
     struct cpu_matmul m = {.w = w, .n = tokens, .y = y, .y_stride = w->rows};
     linear_prepare(b, w->type, w->cols, tokens * groups, x, w->cols, &m);
-    struct grouped g = {.b = b, .m = &m, .groups = groups, .rank = rank, .group_bytes = m.x_stride};
+    struct grouped g = {.b = b, .m = &m, .rank = rank, .group_bytes = m.x_stride};
     m.x_stride *= groups;
     g.item_rows = linear_item_rows(b, w->rows);
-    g.items_per_group = (uint32_t)div_up(rank, g.item_rows);
+    g.items_per_group = (uint32_t)div_up(rank + ROW_GROUP - 1, g.item_rows);
     pool_run(b->pool, groups * g.items_per_group, grouped_item, &g);
     return 0;
 }
