@@ -10,6 +10,9 @@ static const struct eval_command commands[] = {
     {"encode", eval_encode, "conversations to prompts, completions to messages"},
     {"inspect", eval_inspect, "what a checkpoint is and the memory it needs here"},
     {"tokenize", eval_tokenize, "text to token ids, or back"},
+    {"greedy", eval_greedy, "continue token ids with the likeliest tokens"},
+    {"logits", eval_logits, "write logits of token ids to a file"},
+    {"perplexity", eval_perplexity, "how well the model foresees a text"},
     {NULL, NULL, NULL},
 };
 

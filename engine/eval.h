@@ -14,3 +14,6 @@ struct eval_command {
 int eval_encode(int argc, char **argv);
 int eval_inspect(int argc, char **argv);
 int eval_tokenize(int argc, char **argv);
+int eval_greedy(int argc, char **argv);
+int eval_logits(int argc, char **argv);
+int eval_perplexity(int argc, char **argv);
