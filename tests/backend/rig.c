@@ -152,7 +152,7 @@ static void random_data(struct rig *r, enum weight_type type, uint32_t rows, uin
                 *v = ref_e4m3(row[k]) * ref_scale(scale[i / 128 * div_up(cols, 128) + k / 128]);
             } else {
                 uint8_t code = (uint8_t)rnd_below(&r->rnd, 16);
-                row[k / 2] = k % 2 ? (uint8_t)(row[k / 2] | code << 4) : code;
+                row[k / 2] = (uint8_t)(k % 2 ? row[k / 2] | code << 4 : code);
                 *v = ref_e2m1(code) * ref_scale(scale[i * (cols / 32) + k / 32]);
             }
         }
