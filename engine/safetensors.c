@@ -124,15 +124,15 @@ static int read_offsets(const json_t *o, const char *file, uint64_t data_start, 
 static int check_name(const char *key, const char *file, struct fail *f)
 {
     char shown[JSON_SHOWN];
-    size_t n = strlen(key);
+    const size_t n = strlen(key);
+    bool ok = n > 0 && n <= NAME_MAX_BYTES;
 
-    for (size_t i = 0; i < n; i++)
-        if (key[i] <= 0x20 || key[i] > 0x7e)
-            n = NAME_MAX_BYTES + 1;
-    if (n > 0 && n <= NAME_MAX_BYTES)
+    for (size_t i = 0; ok && i < n; i++)
+        ok = key[i] > 0x20 && key[i] <= 0x7e;
+    if (ok)
         return 0;
     return fail_set(f, EINVAL, "BAD_TENSOR", "%s: tensor name '%s': expected 1 to %d printable ASCII characters", file,
-                    text_show(key, strlen(key), shown, sizeof(shown)), NAME_MAX_BYTES);
+                    text_show(key, n, shown, sizeof(shown)), NAME_MAX_BYTES);
 }
 
 /* ---------------------------------------------------------------- all of them */

@@ -35,13 +35,18 @@ static void run(const char *data, size_t n)
 
 static void run_changed(char *data, size_t n)
 {
+    static const char telling[] = "\"{}[]:,0-9e\\ \xff"; /* the NUL too */
+
     run(data, n);
     for (size_t cut = 0; cut < n; cut += n / 100 + 1)
         run(data, cut);
     for (int i = 0; i < CHANGES && n > 0; i++) {
         const size_t at = random_below(n);
         const char was = data[at];
-        data[at] = i % 2 ? (char)(was ^ (1 << random_below(8))) : "\"{}[]:,0-9e\\ \xff"[random_below(15)];
+        if (i % 2)
+            data[at] = (char)(was ^ (1 << random_below(8)));
+        else
+            data[at] = telling[random_below(sizeof(telling))];
         run(data, n);
         data[at] = was;
     }
