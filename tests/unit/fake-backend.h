@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "backends/backend.h"
 #include "base/size.h"
@@ -38,6 +39,7 @@ static int fake_layout(struct backend *b, enum weight_type type, uint32_t rows, 
     return 0;
 }
 
+static unsigned fake_pack_usec; /* how slow it is */
 static bool fake_broken; /* a run that breaks the rule of groups was seen */
 
 static void fake_pack(struct backend *b, enum weight_type type, uint32_t rows, uint32_t cols, enum weight_part part,
@@ -50,6 +52,8 @@ static void fake_pack(struct backend *b, enum weight_type type, uint32_t rows, u
     (void)b;
     if (row % group != 0 || row + n > all || (n % group != 0 && row + n != all))
         fake_broken = true;
+    if (fake_pack_usec)
+        usleep(fake_pack_usec);
     memcpy((char *)dst + row * bytes, src, n * bytes);
 }
 

@@ -5,11 +5,18 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include <dirent.h>
 #include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 
 #include "base/fd.h"
+#include "engine/arena.h"
 #include "engine/weights.h"
 #include "tests/unit/fake-backend.h"
 
@@ -134,11 +141,168 @@ static void both_ways_give_the_same_arena(void **state)
     assert_memory_equal(a->arena, b->arena, a->arena_bytes);
 }
 
+static int without_uring_in_child(const struct checkpoint *c)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const struct sock_fprog filter = {ELEMENTS(code), code};
+    struct load_options o = {0};
+    struct model_weights *w = NULL;
+
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) < 0)
+        return 77;
+    int r = weights_load(c, &fake_ops, NULL, &o, &w, NULL);
+    bool ok = r == 0 && !o.used_uring && w->embed.data;
+    weights_free(w);
+    return ok ? 0 : 1;
+}
+
+static void a_forbidden_io_uring_is_done_without(void **state)
+{
+    (void)state;
+    _cleanup_(checkpoint_freep) struct checkpoint *c = open_nano();
+    int status;
+
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(without_uring_in_child(c));
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) == 77)
+        skip();
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
+static int count_open_fds(void)
+{
+    DIR *d = opendir("/proc/self/fd");
+    int n = 0;
+
+    assert_non_null(d);
+    while (readdir(d))
+        n++;
+    closedir(d);
+    return n;
+}
+
+struct seen {
+    unsigned calls, cancel_at;
+    uint64_t last, total;
+};
+
+static int see(const struct load_progress *p, void *userdata)
+{
+    struct seen *s = userdata;
+
+    assert_true(p->done_bytes >= s->last && p->done_bytes <= p->total_bytes);
+    s->last = p->done_bytes;
+    s->total = p->total_bytes;
+    return ++s->calls == s->cancel_at ? 1 : 0;
+}
+
+static void progress_is_told_and_can_cancel(void **state)
+{
+    (void)state;
+    _cleanup_(checkpoint_freep) struct checkpoint *c = open_nano();
+
+    fake_pack_usec = 300; /* so that a load takes longer than the interval */
+    for (int no_uring = 0; no_uring < 2; no_uring++) {
+        struct seen all = {0}, some = {.cancel_at = 1};
+        struct load_options o = {.no_uring = no_uring, .threads = 2, .progress = see, .userdata = &all};
+        struct model_weights *w = load(c, &o);
+        weights_free(w);
+        assert_true(all.calls >= 1);
+        assert_int_equal(all.last, all.total);
+        assert_true(all.total > 4000000);
+
+        struct fail f = FAIL_INIT;
+        const int fds = count_open_fds();
+        o.userdata = &some;
+        w = NULL;
+        assert_int_equal(weights_load(c, &fake_ops, NULL, &o, &w, &f), -ECANCELED);
+        assert_string_equal(f.code, "CANCELLED");
+        assert_null(w);
+        assert_int_equal(some.calls, 1);
+        assert_int_equal(count_open_fds(), fds);
+    }
+    fake_pack_usec = 0;
+}
+
+static int whole_layout(struct backend *b, enum weight_type type, uint32_t rows, uint32_t cols,
+                        struct weight_layout *ret)
+{
+    int r = fake_layout(b, type, rows, cols, ret);
+    ret->row_group = ret->scale_group = FAKE_ROW_GROUP * FAKE_SCALE_GROUP * 1000;
+    return r;
+}
+
+static int no_layout(struct backend *b, enum weight_type type, uint32_t rows, uint32_t cols,
+                     struct weight_layout *ret)
+{
+    return type == WEIGHT_FP4 ? -EOPNOTSUPP : fake_layout(b, type, rows, cols, ret);
+}
+
+static void layouts_may_want_whole_matrices_or_none(void **state)
+{
+    (void)state;
+    _cleanup_(checkpoint_freep) struct checkpoint *c = open_nano();
+    struct backend_ops ops = fake_ops;
+    struct model_weights *a = load(c, NULL), *b = NULL;
+    struct fail f = FAIL_INIT;
+    uint64_t bytes;
+
+    ops.layout = whole_layout;
+    assert_int_equal(weights_load(c, &ops, NULL, NULL, &b, NULL), 0);
+    assert_int_equal(a->arena_bytes, b->arena_bytes);
+    assert_memory_equal(a->arena, b->arena, a->arena_bytes);
+    assert_int_equal(weights_arena_bytes(c, &ops, NULL, &bytes, NULL), 0);
+    assert_int_equal(bytes, a->arena_bytes);
+    weights_free(a), weights_free(b);
+
+    ops.layout = no_layout;
+    assert_int_equal(weights_load(c, &ops, NULL, NULL, &b, &f), -EOPNOTSUPP);
+    assert_string_equal(f.code, "UNSUPPORTED");
+    assert_non_null(strstr(f.message, "layers.0.ffn.experts.0.w1.weight"));
+}
+
+static void the_arena_says_what_it_is(void **state)
+{
+    (void)state;
+    _cleanup_(checkpoint_freep) struct checkpoint *c = open_nano();
+    _cleanup_(weights_freep) struct model_weights *w = load(c, NULL);
+    const struct arena_header *h = w->arena;
+    const struct arena_entry *e = (const struct arena_entry *)(h + 1);
+
+    assert_string_equal(h->magic, ARENA_MAGIC);
+    assert_int_equal(h->version, ARENA_VERSION);
+    assert_string_equal(h->backend, "fake");
+    assert_string_equal(h->layout_id, "stored-1");
+    assert_memory_equal(h->digest, c->digest, sizeof(h->digest));
+    assert_int_equal(h->arena_bytes, w->arena_bytes);
+    assert_int_equal(h->entries, c->n_tensors);
+    for (size_t i = 0; i < c->n_tensors; i++) {
+        assert_int_equal(e[i].offset == 0, strncmp(c->tensors[i].name, "mtp.", 4) == 0);
+        assert_true(e[i].offset == 0 || (e[i].offset >= h->parts_offset && e[i].offset < w->arena_bytes));
+        assert_int_equal(e[i].offset % WEIGHT_ALIGN, 0);
+    }
+    char byte = 1; /* sealed: nobody who gets the fd can change it */
+    assert_int_equal(pwrite(w->arena_fd, &byte, 1, 0), -1);
+    assert_int_equal(ftruncate(w->arena_fd, 1), -1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(everything_arrives),
         cmocka_unit_test(both_ways_give_the_same_arena),
+        cmocka_unit_test(a_forbidden_io_uring_is_done_without),
+        cmocka_unit_test(progress_is_told_and_can_cancel),
+        cmocka_unit_test(layouts_may_want_whole_matrices_or_none),
+        cmocka_unit_test(the_arena_says_what_it_is),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
