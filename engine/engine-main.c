@@ -51,17 +51,19 @@ struct engine {
     struct fail failed;
 };
 
-static void complain(const char *fmt, ...) PRINTF(1, 2);
-static void complain(const char *fmt, ...)
+/* One line; the journal takes a level in front, people at a terminal do not want it. */
+static void log_line(const char *level, const char *fmt, ...) PRINTF(2, 3);
+static void log_line(const char *level, const char *fmt, ...)
 {
     va_list ap;
 
     va_start(ap, fmt);
-    fputs(SD_ERR "dsv4d-engine: ", stderr);
+    fprintf(stderr, "%sdsv4d-engine: ", getenv("JOURNAL_STREAM") ? level : "");
     vfprintf(stderr, fmt, ap);
     fputc('\n', stderr);
     va_end(ap);
 }
+#define complain(...) log_line(SD_ERR, __VA_ARGS__)
 
 /* ---------------------------------------------------------------- loading */
 
@@ -118,7 +120,7 @@ static int on_loaded(sd_event_source *source, int fd, uint32_t events, void *use
         return 0;
     }
     sd_notifyf(0, "READY=1\nSTATUS=Serving %s", e->options.name);
-    fprintf(stderr, SD_INFO "dsv4d-engine: %s is ready\n", e->options.name);
+    log_line(SD_INFO, "%s is ready", e->options.name);
     return 0;
 }
 
@@ -333,7 +335,7 @@ int main(int argc, char **argv)
     if (status < 0)
         status = 1;
     if (e.server && server_why(e.server)[0])
-        fprintf(stderr, "%sdsv4d-engine: %s: %s\n", status ? SD_ERR : SD_INFO, e.options.name, server_why(e.server));
+        log_line(status ? SD_ERR : SD_INFO, "%s: %s", e.options.name, server_why(e.server));
     sd_notify(0, "STOPPING=1");
     tear_down(&e);
     return status;

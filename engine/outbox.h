@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Messages to the front: any thread puts them in, the main thread sends them. Bounded by its users: the step thread stops
- * stepping while outbox_full, so that a front that does not read cannot make the engine grow.
+ * Messages to the front: any thread puts them in, the main thread sends them. Bounded by its users: the step thread
+ * stops stepping and the text thread starts nothing while outbox_full, so that a front that does not read cannot make the engine grow.
  */
 #pragma once
 

@@ -17,6 +17,8 @@
 
 #define THINK_MARK "<think>" /* a prompt that ends in it wants reasoning first */
 
+#define FULL_CHECK_USEC 10000 /* how often to look whether a full outbox has room again */
+
 struct job {
     struct job *next;
     Dsv4__Engine__V1__FrontMessage *message;
@@ -283,12 +285,26 @@ static struct job *next_job(struct textwork *t)
     return j;
 }
 
+/* Answers may be large: none is made while the front does not take those that are there. */
+static void wait_for_room(struct textwork *t)
+{
+    bool ending = false;
+
+    while (!ending && outbox_full(t->env->outbox)) {
+        usleep(FULL_CHECK_USEC);
+        pthread_mutex_lock(&t->lock);
+        ending = t->ending;
+        pthread_mutex_unlock(&t->lock);
+    }
+}
+
 static void *run(void *userdata)
 {
     struct textwork *t = userdata;
     struct job *j;
 
     while ((j = next_job(t))) {
+        wait_for_room(t);
         do_job(t, j);
         job_free(j);
     }

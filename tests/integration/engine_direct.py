@@ -477,19 +477,35 @@ def test_nothing_grows():
             cycle(k)
         rss2, fds2 = n.stat()
         print(f"     rss {rss} -> {rss2} KiB, fds {fds} -> {fds2}")
-        assert fds2 == fds and rss2 - rss < 1024
+        with open(f"/proc/{n.process.pid}/maps") as f:
+            instrumented = "asan" in f.read() or "DSV4_TEST_WRAPPER" in os.environ  # which keep freed memory
+        assert fds2 == fds and (instrumented or rss2 - rss < 1024)
 
 
 def test_front_that_does_not_read():
-    """The engine stops when 8 MiB wait, and goes on when they are read."""
+    """When more than 8 MiB wait for the front, nothing more is computed; when it reads, all goes on."""
     with Engine() as n:
-        no_eos = [pb.LogitBias(id=1, bias=-100)]
-        streams = [n.generate(text="flood", max_tokens=700, logprobs=20, sampling=sampling(k, bias=no_eos)) for k in range(30)]
-        time.sleep(3)
-        rss = n.stat()[0]
-        for i in streams:
-            assert finished(n.until_end(i)).counts.output == 700
-        print(f"     rss while nobody read: {rss} KiB")
+        def busy_seconds():
+            with open(f"/proc/{n.process.pid}/stat") as f:
+                fields = f.read().rsplit(")", 1)[1].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        big = [n.start(tokenize=pb.Tokenize(model="nano", text="\u4e16" * 300000)) for _ in range(8)]
+        stream = n.generate(text="on", max_tokens=200000, sampling=sampling(1, bias=[pb.LogitBias(id=1, bias=-100)]))
+        before, deadline = busy_seconds(), time.monotonic() + t.TIMEOUT
+        while True:  # until it has stopped
+            time.sleep(1)
+            now = busy_seconds()
+            if now - before < 0.1:
+                break
+            assert time.monotonic() < deadline, "it goes on though nobody reads"
+            before = now
+        sizes = [len(n.until_end(i)[-1].tokens.id) for i in big]
+        assert len(set(sizes)) == 1 and sizes[0] * 8 > 5 << 20, sizes
+        n.kept.clear()
+        while not n.receive().HasField("delta"):
+            pass
+        n.send(id=0, cancel=e.Cancel(target=stream))
+        assert finished(n.until_end(stream)).reason == pb.CANCELLED
 
 
 def test_front_goes_while_loading_and_while_busy():
