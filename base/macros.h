@@ -31,11 +31,11 @@
     })
 
 /* DEFINE_CLEANUP(struct buf *, buf_free) makes buf_freep for _cleanup_(buf_freep). */
-#define DEFINE_CLEANUP(type, fn)                   \
-    static inline void fn##p(type *p)              \
-    {                                              \
-        if (*p)                                    \
-            (void)fn(*p);                          \
+#define DEFINE_CLEANUP(type, fn)                                     \
+    __attribute__((unused)) static inline void fn##p(type *p)        \
+    {                                                                \
+        if (*p)                                                      \
+            (void)fn(*p);                                            \
     }
 
 static inline void freep(void *p)

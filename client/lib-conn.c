@@ -253,7 +253,8 @@ int dsv4_process(struct dsv4 *c)
 {
     if (c->busy)
         return conn_fail(c, EBUSY, "NOT_CONNECTED", "a callback may not process its own connection");
-    _cleanup_(dsv4_unrefp) struct dsv4 *keep = dsv4_ref(c); /* a callback may drop the last other one */
+    /* a callback may drop the last other reference */
+    _cleanup_(dsv4_unrefp) __attribute__((unused)) struct dsv4 *keep = dsv4_ref(c);
     c->busy = true;
     int r = step(c);
     c->busy = false;

@@ -22,7 +22,7 @@ struct walk {
 
 /* ---------------------------------------------------------------- one item */
 
-static void emit(struct walk *w, struct tensor_item *item, void *to, const char *fmt, va_list ap)
+static PRINTF(4, 0) void emit(struct walk *w, struct tensor_item *item, void *to, const char *fmt, va_list ap)
 {
     char stem[160], name[176], scale[176];
     const bool scaled = item->kind == ITEM_MATRIX && (item->type == WEIGHT_FP8 || item->type == WEIGHT_FP4);
