@@ -14,7 +14,7 @@ const char *tool_name = "dsv4";
 
 int tool_fail(int code, const char *fmt, ...)
 {
-    _cleanup_buf_ struct buf raw = BUF_INIT, safe = BUF_INIT;
+    _cleanup_buf_ struct buf safe = BUF_INIT;
     char text[1024];
     va_list ap;
 
