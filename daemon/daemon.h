@@ -82,6 +82,7 @@ struct engine { /* a connection on the engine socket */
     sd_event_source *io, *timer;
     struct frame_reader reader;
     struct frame_writer writer;
+    uint64_t sent_before; /* writer.sent when timer was armed to see it change; UINT64_MAX: it is not */
     bool broken;         /* could not queue: ends at the next turn */
 };
 
@@ -97,7 +98,7 @@ struct peer {
     sd_event_source *io, *frame_timer, *send_timer, *close_timer;
     struct frame_reader reader;
     struct frame_writer writer;
-    uint64_t sent_before; /* writer.sent when send_timer was armed */
+    uint64_t sent_before; /* writer.sent when send_timer was armed; UINT64_MAX: it is not */
     bool congested;       /* over the high mark: nothing is read, its streams are paused */
     bool closing;         /* what is queued goes out, then it closes */
     bool shut;            /* all went out: the rest of the input is thrown away */
@@ -123,8 +124,9 @@ enum request_kind { REQUEST_OPEN, REQUEST_CLOSE, REQUEST_FORK, REQUEST_TRIM, REQ
 
 struct replay { /* what Resume may ask for again */
     char token[SESSION_ID_SIZE];
-    struct buf *deltas;       /* [n], packed Delta messages; the first has index `first` */
-    uint32_t n, capacity, first;
+    struct buf *deltas;       /* [capacity], of which [start, start + n) are packed Delta messages */
+    uint32_t start, n, capacity;
+    uint32_t first;           /* index of the first of them */
     size_t bytes;
     struct buf end;           /* packed ServerMessage that ended it; empty: it has not */
     uint64_t seconds;

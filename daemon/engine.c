@@ -80,10 +80,22 @@ static int stuck(sd_event_source *source, uint64_t usec, void *userdata)
 
 /* ---- sending */
 
+/* What is queued must move before the timer ends. */
+static void expect_progress(struct engine *e)
+{
+    if (e->sent_before == e->writer.sent)
+        return;
+    e->sent_before = e->writer.sent;
+    if (timer_arm(e->m->event, &e->timer, ENGINE_STUCK_USEC, stuck, e) < 0)
+        e->broken = true;
+}
+
 static void update_events(struct engine *e)
 {
     bool out = frame_pending(&e->writer) > 0 || e->broken;
 
+    if (frame_pending(&e->writer) > 0 && e->sent_before == UINT64_MAX)
+        expect_progress(e);
     if (e->io)
         sd_event_source_set_io_events(e->io, EPOLLIN | (out ? EPOLLOUT : 0));
 }
@@ -154,17 +166,17 @@ bool engine_congested(const struct engine *e)
 
 static int flush(struct engine *e)
 {
-    uint64_t before = e->writer.sent;
-
     if (e->broken)
         return -ENOMEM;
     int r = frame_send(&e->writer, e->fd);
     if (r < 0)
         return r;
+    if (r == 0)
+        expect_progress(e);
     if (r == 1 && e->model)
-        timer_off(&e->timer);
-    else if (e->model && e->writer.sent != before)
-        timer_arm(e->m->event, &e->timer, ENGINE_STUCK_USEC, stuck, e);
+        timer_off(&e->timer); /* before Register it is the one for that */
+    if (r == 1)
+        e->sent_before = UINT64_MAX;
     if (e->model)
         model_pump(e->model);
     update_events(e);
@@ -321,6 +333,7 @@ int engine_accept(struct manager *m, int fd_in)
         return -ENOMEM;
     e->m = m;
     e->pid = cred.pid;
+    e->sent_before = UINT64_MAX;
     e->fd = TAKE_FD(fd);
     list_init(&e->link);
     list_append(&m->engines, &e->link);

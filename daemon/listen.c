@@ -55,24 +55,27 @@ int listen_at(const char *path, mode_t mode, int *ret, struct fail *f)
     return 0;
 }
 
-static int listen_below(struct manager *m, const char *dir, mode_t mode, struct fail *f)
+/* dir/name, unless a service manager gave *fd already. *ret_path: where engines or clients find it. */
+static int listen_below(const char *dir, const char *name, mode_t mode, int *fd, char **ret_path, struct fail *f)
 {
-    if (asprintf(&m->engine_path, "%s/engine.sock", dir) < 0) {
-        m->engine_path = NULL;
-        return fail_oom(f);
-    }
-    int r = m->engine_fd >= 0 ? 0 : listen_at(m->engine_path, 0600, &m->engine_fd, f);
-    if (r < 0 || m->listen_fd >= 0)
-        return r;
     _cleanup_free_ char *path = NULL;
-    if (asprintf(&path, "%s/dsv4d.sock", dir) < 0) {
+
+    if (asprintf(&path, "%s/%s", dir, name) < 0) {
         path = NULL;
         return fail_oom(f);
     }
-    r = listen_at(path, mode, &m->listen_fd, f);
+    if (*fd >= 0)
+        return 0;
+    int r = listen_at(path, mode, fd, f);
     if (r == 0)
-        m->socket_path = TAKE_PTR(path);
+        *ret_path = TAKE_PTR(path); /* ours from here on, and ours to remove */
     return r;
+}
+
+static int listen_both(struct manager *m, const char *dir, mode_t mode, struct fail *f)
+{
+    int r = listen_below(dir, "dsv4d.sock", mode, &m->listen_fd, &m->socket_path, f);
+    return r < 0 ? r : listen_below(dir, "engine.sock", 0600, &m->engine_fd, &m->engine_path, f);
 }
 
 int listen_private(struct manager *m, const char *dir, mode_t mode, struct fail *f)
@@ -82,7 +85,7 @@ int listen_private(struct manager *m, const char *dir, mode_t mode, struct fail 
     _cleanup_free_ char *absolute = realpath(dir, NULL);
     if (!absolute)
         return failed(f, "cannot find", dir);
-    return listen_below(m, absolute, mode, f);
+    return listen_both(m, absolute, mode, f);
 }
 
 int listen_system(struct manager *m, mode_t mode, struct fail *f)
@@ -100,5 +103,5 @@ int listen_system(struct manager *m, mode_t mode, struct fail *f)
         free(names[i]);
     }
     free(names);
-    return listen_below(m, RUN_DIRECTORY, mode, f);
+    return listen_both(m, RUN_DIRECTORY, mode, f);
 }

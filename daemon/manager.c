@@ -138,7 +138,7 @@ struct manager *manager_free(struct manager *m)
     closep(&m->engine_fd);
     if (m->socket_path)
         unlink(m->socket_path);
-    if (m->engine_path && m->engine_program)
+    if (m->engine_path)
         unlink(m->engine_path);
     free(m->socket_path);
     free(m->engine_path);
@@ -182,12 +182,12 @@ static void drain(struct manager *m)
         struct model *model = LIST_MEMBER(l, struct model, link);
         model_fail_waiting(model, &f);
         timer_off(&model->retry);
-        if (model->state == DSV4__V1__MODEL_STATE__READY)
-            model->state = DSV4__V1__MODEL_STATE__DRAINING;
         if (model->engine)
             engine_send(model->engine, &fm);
+        if (model->state == DSV4__V1__MODEL_STATE__READY)
+            model->state = DSV4__V1__MODEL_STATE__DRAINING;
         else
-            model_kill(model, SIGTERM);
+            model_kill(model, SIGTERM); /* it has nothing to finish */
     }
 }
 

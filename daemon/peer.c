@@ -117,6 +117,17 @@ static int too_slow(sd_event_source *source, uint64_t usec, void *userdata)
     return 0;
 }
 
+/* Something is queued: it must move before the timer ends. A full socket is not even said to be writable, so this starts
+ * with queueing, not with the first attempt to send. */
+static void expect_progress(struct peer *p)
+{
+    if (p->sent_before == p->writer.sent || p->closing)
+        return;
+    p->sent_before = p->writer.sent;
+    if (timer_arm(p->m->event, &p->send_timer, p->m->limits.slow_reader_timeout_usec, too_slow, p) < 0)
+        p->broken = true;
+}
+
 static void after_queueing(struct peer *p, int r)
 {
     size_t pending = frame_pending(&p->writer), high = p->m->limits.output_high_bytes;
@@ -125,6 +136,8 @@ static void after_queueing(struct peer *p, int r)
         p->broken = true;
     if (pending > high)
         pace_streams(p, true);
+    if (p->sent_before == UINT64_MAX)
+        expect_progress(p);
     update_events(p);
 }
 
@@ -166,11 +179,12 @@ static int flush(struct peer *p)
     int r = frame_send(&p->writer, p->fd);
     if (r < 0)
         return r;
-    if (r == 1)
+    if (r == 0)
+        expect_progress(p);
+    else
         timer_off(&p->send_timer);
-    else if (!p->closing && (p->writer.sent != p->sent_before || !p->send_timer))
-        timer_arm(p->m->event, &p->send_timer, p->m->limits.slow_reader_timeout_usec, too_slow, p);
-    p->sent_before = r == 1 ? UINT64_MAX : p->writer.sent;
+    if (r == 1)
+        p->sent_before = UINT64_MAX;
     if (frame_pending(&p->writer) <= p->m->limits.output_high_bytes / 4)
         pace_streams(p, false);
     if (r == 1 && p->closing && (p->eof || finish_closing(p) < 0))

@@ -6,6 +6,8 @@
 #include "daemon/daemon.h"
 #include "daemon/log.h"
 
+#define OVERHEAD_BYTES 96 /* of keeping one delta, besides its own bytes */
+
 int replay_new(struct request *r, uint32_t seconds, struct fail *f)
 {
     struct replay *y = calloc(1, sizeof(*y));
@@ -26,12 +28,37 @@ int replay_new(struct request *r, uint32_t seconds, struct fail *f)
     return 0;
 }
 
+static struct buf *kept(const struct replay *y, uint32_t i)
+{
+    return &y->deltas[y->start + i];
+}
+
 static void drop_first(struct replay *y)
 {
-    y->bytes -= y->deltas[0].size;
-    buf_deinit(&y->deltas[0]);
-    memmove(y->deltas, y->deltas + 1, (--y->n) * sizeof(*y->deltas));
+    y->bytes -= kept(y, 0)->size + OVERHEAD_BYTES;
+    buf_deinit(kept(y, 0));
+    y->start++;
+    y->n--;
     y->first++;
+}
+
+/* Room for one more: what was dropped at the front is used again when it is half of all. */
+static int make_room(struct replay *y)
+{
+    if (y->start + y->n < y->capacity)
+        return 0;
+    if (y->start >= y->capacity / 2 && y->start > 0) {
+        memmove(y->deltas, y->deltas + y->start, y->n * sizeof(*y->deltas));
+        y->start = 0;
+        return 0;
+    }
+    uint32_t capacity = y->capacity ? y->capacity * 2 : 64;
+    struct buf *deltas = reallocarray(y->deltas, capacity, sizeof(*deltas));
+    if (!deltas)
+        return -ENOMEM;
+    y->deltas = deltas;
+    y->capacity = capacity;
+    return 0;
 }
 
 struct replay *replay_free(struct replay *y, struct manager *m)
@@ -41,7 +68,7 @@ struct replay *replay_free(struct replay *y, struct manager *m)
     if (y->token[0])
         map_remove(m->resumes, y->token, strlen(y->token));
     while (y->n > 0)
-        buf_deinit(&y->deltas[--y->n]);
+        drop_first(y);
     free(y->deltas);
     buf_deinit(&y->end);
     sd_event_source_disable_unref(y->timer);
@@ -71,22 +98,15 @@ bool replay_full(const struct request *r)
 int replay_add(struct request *r, const Dsv4__V1__Delta *delta)
 {
     struct replay *y = r->replay;
+    struct buf packed = BUF_INIT;
 
-    if (y->n == y->capacity) {
-        uint32_t capacity = y->capacity ? y->capacity * 2 : 64;
-        struct buf *deltas = reallocarray(y->deltas, capacity, sizeof(*deltas));
-        if (!deltas)
-            return -ENOMEM;
-        y->deltas = deltas;
-        y->capacity = capacity;
-    }
-    y->deltas[y->n] = BUF_INIT;
-    int e = pack(&y->deltas[y->n], &delta->base);
-    if (e < 0) {
-        buf_deinit(&y->deltas[y->n]);
+    int e = make_room(y);
+    if (e == 0)
+        e = pack(&packed, &delta->base);
+    if (e < 0)
         return e;
-    }
-    y->bytes += y->deltas[y->n++].size;
+    y->bytes += packed.size + OVERHEAD_BYTES;
+    *kept(y, y->n++) = packed;
     while ((r->peer && replay_full(r) && y->n > 1) || y->bytes > 2 * r->m->limits.resume_bytes)
         drop_first(y);
     request_pause(r);
@@ -185,7 +205,7 @@ static void replay_all(struct peer *p, struct request *r, uint64_t client_id, ui
     sm.accepted = &accepted;
     peer_send(p, &sm);
     for (uint32_t i = next - y->first; i < y->n; i++)
-        send_delta(p, client_id, &y->deltas[i]);
+        send_delta(p, client_id, kept(y, i));
     if (r->ended)
         send_end(p, client_id, &y->end);
 }

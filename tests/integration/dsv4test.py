@@ -257,6 +257,8 @@ class Daemon:
 
     def __exit__(self, kind, value, tb):
         status = None
+        if kind is SystemExit and not value.code:
+            kind = None
         try:
             status = self.stop()
             if kind is None:

@@ -70,6 +70,10 @@ class Engine:
         text = g.text if g.WhichOneof("input") == "text" else ""
         if g.session and g.session not in self.sessions:
             return self.error(id, "NO_SUCH_SESSION")
+        if text.startswith("stream"):
+            self.send(id, prefill=pb.Prefill(done=1, total=2))
+            self.streams[id] = [0, False]
+            return None
         if self.mode == "die":
             os._exit(3)
         if self.mode == "hang":
@@ -85,9 +89,6 @@ class Engine:
         if self.mode == "wrong-kind":
             return self.send(id, tokens=pb.Tokens(id=[1]))
         self.send(id, prefill=pb.Prefill(done=1, total=2))
-        if text.startswith("stream"):
-            self.streams[id] = [0, False]
-            return None
         for word in text.split():
             self.send(id, delta=pb.Delta(index=7, content=word))
         self.finish(id, pb.STOP, len(text.split()))
@@ -157,17 +158,19 @@ class Engine:
         return True
 
     def run(self):
-        pace = self.number("pace", 0.0)
+        pace, due = self.number("pace", 0.0), 0.0
         while not (self.draining and not self.streams and not self.out):
             busy = any(not s[1] for s in self.streams.values())
             self.sock.setblocking(False)
-            readable, writable, _ = select.select([self.sock], [self.sock] if self.out else [], [], pace if busy else 1)
+            wait = max(0.0, due - time.monotonic()) if busy else 1
+            readable, writable, _ = select.select([self.sock], [self.sock] if self.out else [], [], wait)
             if readable and not self.receive():
                 return
             if writable:
                 self.out = self.out[self.sock.send(self.out):]
-            if len(self.out) < 1 << 16:
+            if len(self.out) < 1 << 16 and time.monotonic() >= due:
                 self.step()
+                due = time.monotonic() + pace
 
 
 def main():
