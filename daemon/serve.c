@@ -138,7 +138,11 @@ static int on_finished(struct request *r, Event *em)
 
     if (r->kind != REQUEST_GENERATE)
         return -EPROTO;
-    account_finished(r, em->finished->counts);
+    const Dsv4__V1__TokenCounts *counts = em->finished->counts;
+    struct session *s = session_get(r->m, r->session);
+    account_finished(r, counts);
+    if (s && counts) /* what it had, what was added, what came of it */
+        s->tokens = (uint32_t)(counts->input_cached + counts->input_computed + counts->output);
     if (r->m->cancelled_all && em->finished->reason == DSV4__V1__FINISH_REASON__CANCELLED)
         return shut_down(r);
     em->finished->session = r->session[0] ? r->session : NULL; /* as the client knows it */

@@ -91,7 +91,8 @@ void session_describe(const struct session *s, Dsv4__V1__SessionInfo *ret)
     ret->session = (char *)(uintptr_t)s->id;
     ret->model = s->model->name;
     ret->label = s->label;
-    ret->has_tokens = ret->has_kv_bytes = ret->has_place = ret->has_created_usec = ret->has_used_usec = true;
+    ret->has_tokens = ret->has_place = ret->has_created_usec = ret->has_used_usec = true;
+    ret->has_kv_bytes = s->kv_bytes > 0; /* as far as the engine told */
     ret->tokens = s->tokens;
     ret->kv_bytes = s->kv_bytes;
     ret->place = DSV4__V1__SESSION_PLACE__DEVICE;
