@@ -124,7 +124,7 @@ int callstore_put(struct callstore *s, uint64_t owner, const char *id, const cha
 {
     size_t bytes = sizeof(struct call) + n + 1;
 
-    if (n > CALLSTORE_OWNER_BYTES / 2 || strlen(id) >= CALL_ID_SIZE)
+    if (n == 0 || n > CALLSTORE_OWNER_BYTES / 2 || strlen(id) >= CALL_ID_SIZE)
         return 0;
     struct call *c = calloc(1, bytes);
     if (!c)

@@ -24,7 +24,7 @@ DEFINE_CLEANUP(struct callstore *, callstore_free)
 
 /* A new id: 120 random bits. */
 int callstore_make_id(char ret[CALL_ID_SIZE]);
-/* A call that is too large to be kept is dropped silently: it will be rendered from its JSON. -ENOMEM. */
+/* A call that is too large to be kept, or of which nothing is known, is dropped silently: it will be rendered from its JSON. -ENOMEM. */
 int callstore_put(struct callstore *s, uint64_t owner, const char *id, const char *raw, size_t n);
 /* A copy, or NULL. */
 char *callstore_get(struct callstore *s, uint64_t owner, const char *id);
