@@ -281,7 +281,7 @@ static void index_and_shards_must_agree(void **state)
 {
     const struct copy *c = *state;
     json_t *good = read_json(c, INDEX), *index = json_deep_copy(good), *map = json_object_get(index, "weight_map");
-    static const char *const names[] = {"../" SHARD, "/etc/passwd", "a/b", "..", "", ".hidden", "a\nb"};
+    static const char *const names[] = {("../" SHARD), "/etc/passwd", "a/b", "..", "", ".hidden", "a\nb"};
 
     json_object_set_new(map, "one.more", json_string(SHARD));
     write_json(c, INDEX, index);

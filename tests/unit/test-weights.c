@@ -168,8 +168,11 @@ static void a_forbidden_io_uring_is_done_without(void **state)
     int status;
 
     pid_t pid = fork();
-    if (pid == 0)
-        _exit(without_uring_in_child(c));
+    if (pid == 0) {
+        status = without_uring_in_child(c);
+        checkpoint_free(c);
+        _exit(status);
+    }
     assert_int_equal(waitpid(pid, &status, 0), pid);
     assert_true(WIFEXITED(status));
     if (WEXITSTATUS(status) == 77)
