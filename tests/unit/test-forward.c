@@ -238,7 +238,7 @@ static void forks_go_on(void **state)
 static void long_sessions(void **state)
 {
     enum { LENGTH = 3000, TAIL = 20 };
-    struct model *m = open_nano(NUMERICS_EXACT, 2);
+    struct model *m = open_nano(NUMERICS_FAST, 2);
     uint32_t *token = calloc(LENGTH, sizeof(*token));
     float *a = rows_new(TAIL), *b = rows_new(TAIL);
     struct kv_session *s = open_session(m, 1), *t = open_session(m, 1);
