@@ -263,7 +263,8 @@ static void index_exact(struct rig *r)
         uint8_t *row = (uint8_t *)(uintptr_t)stored_entry(r, &ss, 0, LAYER_4, true, w);
         memset(row, 0, r->kv.index_row_bytes);
         memset(row + dim / 2, 127, dim / INDEX_BLOCK);
-        code[w] = (uint8_t)rnd_below(&r->rnd, 16);
+        /* the highest ones of either sign are rare, so that the last places go to some of many equals */
+        code[w] = (uint8_t)(rnd_below(&r->rnd, 2) * 8 + (rnd_below(&r->rnd, 40) ? rnd_below(&r->rnd, 5) : 6));
         row[0] = code[w];
     }
     for (uint32_t t = 0; t < T; t++)
@@ -348,22 +349,24 @@ static void index_random(struct rig *r)
     free(iq), free(iq0), free(weight), free(chosen), free(key);
 }
 
-/* As many entries as a context of a million tokens has. All pages are the same one, so each score comes 8192 times. */
+/* As many entries as a context of a million tokens has. All pages but one are the same, so that scores come 8191 times;
+ * the other one, late, has the highest. */
 static void index_long(struct rig *r)
 {
-    enum { PAGES = 8192, PER_PAGE = 32 };
+    enum { PAGES = 8192, PER_PAGE = 32, OTHER = 8000 };
     const struct model_shape *s = &r->shape;
     uint32_t ih = s->index_heads, dim = s->index_dim, k = s->index_topk;
     struct sessions ss;
     sessions_init(r, &ss, 1, PAGES * KV_PAGE_TOKENS);
-    uint8_t *base = ss.pages + r->kv.page_index[LAYER_4];
-    for (uint32_t w = 0; w < PER_PAGE; w++) {
-        uint8_t *row = base + w * r->kv.index_row_bytes;
-        memset(row, 0, r->kv.index_row_bytes);
-        memset(row + dim / 2, 127, dim / INDEX_BLOCK);
-        row[0] = w == 5 ? 3 : w == 9 ? 2 : 1;
-    }
+    for (uint32_t page = 0; page < 2; page++)
+        for (uint32_t w = 0; w < PER_PAGE; w++) {
+            uint8_t *row = ss.pages + page * r->kv.page_bytes + r->kv.page_index[LAYER_4] + w * r->kv.index_row_bytes;
+            memset(row, 0, r->kv.index_row_bytes);
+            memset(row + dim / 2, 127, dim / INDEX_BLOCK);
+            row[0] = w == 5 ? 3 : w == 9 ? 2 : w == 7 && page == 1 ? 4 : 1;
+        }
     memset(ss.s[0].page, 0, PAGES * sizeof(uint32_t));
+    ss.s[0].page[OTHER] = 1;
     float *iq = floats(2 * ih * dim), *weight = floats(2 * ih);
     for (uint32_t i = 0; i < 2 * ih; i++) {
         weight[i] = 1;
@@ -374,8 +377,8 @@ static void index_long(struct rig *r)
     ss.s[0].position = PAGES * KV_PAGE_TOKENS - 2;
     begin(r, &ss, &(struct part){0, 2}, 1);
     assert_int_equal(r->ops->index_topk(r->b, LAYER_4, iq, weight, chosen), 0);
-    for (uint32_t i = 0; i < 2 * k; i++)
-        assert_int_equal(chosen[i], 5 + i % k * PER_PAGE); /* the highest ones, the first of them */
+    for (uint32_t i = 0; i < 2 * k; i++) /* the second highest are many: the first of them */
+        assert_int_equal(chosen[i], i % k == k - 1 ? OTHER * PER_PAGE + 7 : 5 + i % k * PER_PAGE);
     sessions_deinit(r, &ss);
     free(iq), free(weight);
 }
