@@ -65,7 +65,6 @@ struct model {
     uint32_t n_waiting;
     /* its process, where we spawn it: daemon/supervise.c */
     pid_t pid;                  /* 0: none */
-    int pidfd;
     sd_event_source *child, *retry, *watchdog;
     uint32_t failures;          /* fast ones in a row */
     uint64_t ready_usec;        /* CLOCK_MONOTONIC; 0: not since the last start */

@@ -28,7 +28,6 @@ int model_new(struct manager *m, const char *name, const char *checkpoint, struc
     if (!model)
         return -ENOMEM;
     model->m = m;
-    model->pidfd = -1;
     list_init(&model->link);
     list_init(&model->waiting);
     model->name = strdup(name);
@@ -50,7 +49,6 @@ struct model *model_free(struct model *model)
     sd_event_source_disable_unref(model->child);
     sd_event_source_disable_unref(model->retry);
     sd_event_source_disable_unref(model->watchdog);
-    closep(&model->pidfd);
     if (model->info)
         dsv4__v1__model__free_unpacked(model->info, NULL);
     for (char **a = model->aliases; a && *a; a++)

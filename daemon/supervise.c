@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The processes of models: spawned, watched by pidfd, restarted with back-off. An engine is down when both its process
- * and its connection are gone; which goes first is chance. Where systemd runs engines, only the connection matters.
+ * The processes of models: spawned, watched (sd-event does that by pidfd where the kernel has it), restarted with
+ * back-off. An engine is down when both its process and its connection are gone; which goes first is chance. Where systemd
+ * runs engines, only the connection matters.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -9,7 +10,6 @@
 #include <spawn.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "daemon/daemon.h"
@@ -67,20 +67,10 @@ static int on_exit_of_child(sd_event_source *source, const siginfo_t *si, void *
     else
         log_warning("engine of %s (process %d) was killed by signal %d", model->name, (int)si->si_pid, si->si_status);
     model->child = sd_event_source_disable_unref(model->child);
-    closep(&model->pidfd);
-    model->pidfd = -1;
     model->pid = 0;
     if (!model->engine)
         model_down(model);
     return 0;
-}
-
-static int watch(struct model *model)
-{
-    model->pidfd = (int)syscall(SYS_pidfd_open, model->pid, 0);
-    if (model->pidfd < 0)
-        return -errno;
-    return sd_event_add_child_pidfd(model->m->event, &model->child, model->pidfd, WEXITED, on_exit_of_child, model);
 }
 
 static int start_process(struct model *model)
@@ -106,13 +96,11 @@ static int start_process(struct model *model)
     int r = spawn(model, argv);
     if (r < 0)
         return r;
-    r = watch(model);
+    r = sd_event_add_child(model->m->event, &model->child, model->pid, WEXITED, on_exit_of_child, model);
     if (r < 0) { /* not to be supervised: not to be had */
         kill(model->pid, SIGKILL);
         waitpid(model->pid, NULL, 0);
         model->pid = 0;
-        closep(&model->pidfd);
-        model->pidfd = -1;
     }
     return r;
 }
@@ -233,8 +221,8 @@ void model_disconnected(struct model *model)
 
 void model_kill(struct model *model, int sig)
 {
-    if (model->pidfd >= 0)
-        syscall(SYS_pidfd_send_signal, model->pidfd, sig, NULL, 0);
+    if (model->child)
+        sd_event_source_send_child_signal(model->child, sig, NULL, 0);
 }
 
 uint32_t model_retry_after_ms(const struct model *model)
