@@ -360,6 +360,8 @@ int scan_message(const ProtobufCMessageDescriptor *d, const uint8_t *data, size_
 
 int scan_find_u64(const uint8_t *data, size_t n, uint32_t number, uint64_t *ret)
 {
+    if (n == 0) /* data may be NULL then */
+        return -ENOENT;
     const uint8_t *p = data, *end = data + n;
 
     while (p < end) {

@@ -246,7 +246,8 @@ static void prepare_x(struct moe *a)
         /* the kernels only read; prepare_token writes only where bytes is not 0 */
         a->x_in[shared] = (struct activations){bytes ? at : (uint8_t *)(uintptr_t)a->x,
                                                bytes ? bytes : d * sizeof(float), bytes};
-        at += a->tokens * bytes;
+        if (bytes) /* at is NULL where no kernel wants any */
+            at += a->tokens * bytes;
     }
     if (a->x_in[0].bytes || a->x_in[1].bytes)
         pool_run(b->pool, a->tokens, prepare_token, a);

@@ -98,7 +98,7 @@ static void matrix_init(struct matrix *m, enum weight_type type, uint32_t rows, 
     for (uint32_t row = 0; row < m->scale_rows; row += l.scale_group)
         k->pack(type, rows, cols, WEIGHT_SCALE, row, MIN(l.scale_group, (uint32_t)m->scale_rows - row),
                 m->scale + row * m->scale_row_bytes, scale);
-    m->w = (struct weight){.type = type, .rows = rows, .cols = cols, .data = data, .scale = l.scale_bytes ? scale : NULL};
+    m->w = (struct weight){.type = type, .rows = rows, .cols = cols, .data = data, .scale = scale};
 }
 
 static void matrix_deinit(struct matrix *m)
