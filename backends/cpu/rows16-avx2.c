@@ -25,6 +25,7 @@ INLINE struct pair column(const uint8_t *d, const enum weight_type type, uint32_
         r.v[1] = _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1));
         return r;
     }
+    UNROLL
     for (int i = 0; i < 2; i++) {
         const void *at = d + ((size_t)k * ROWS16 + (size_t)i * 8) * 2;
         r.v[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(at)), 16));
@@ -40,28 +41,35 @@ INLINE void group_float(const struct weight *w, const enum weight_type type, uin
     const uint32_t block = type == WEIGHT_FP8 ? FP8_BLOCK : UINT32_MAX;
     struct pair y[TILE], p[TILE];
 
+    UNROLL
     for (uint32_t t = 0; t < nt; t++)
         y[t].v[0] = y[t].v[1] = _mm256_setzero_ps();
     for (uint32_t k = 0; k < w->cols;) {
         uint32_t k0 = k, end = block < w->cols - k ? k + block : w->cols;
+        UNROLL
         for (uint32_t t = 0; t < nt; t++)
             p[t].v[0] = p[t].v[1] = _mm256_setzero_ps();
         for (; k < end; k++) {
             struct pair c = column(d, type, k);
             _mm_prefetch((const char *)d + (size_t)k * ROWS16 * (type == WEIGHT_FP8 ? 1 : 2) + AHEAD,
                          _MM_HINT_T0);
+            UNROLL
             for (uint32_t t = 0; t < nt; t++) {
                 __m256 v = _mm256_set1_ps(a[t].x[k]);
                 p[t].v[0] = _mm256_fmadd_ps(c.v[0], v, p[t].v[0]);
                 p[t].v[1] = _mm256_fmadd_ps(c.v[1], v, p[t].v[1]);
             }
         }
+        UNROLL
         for (uint32_t t = 0; t < nt; t++)
+            UNROLL
             for (int i = 0; i < 2; i++)
                 y[t].v[i] = s ? _mm256_fmadd_ps(p[t].v[i], _mm256_set1_ps(rows16_fp8_scale(s[k0 / FP8_BLOCK])), y[t].v[i])
                               : p[t].v[i];
     }
+    UNROLL
     for (uint32_t t = 0; t < nt; t++)
+        UNROLL
         for (uint32_t i = 0; i < 2; i++)
             _mm256_storeu_ps(out + t * ROWS16 + i * 8, y[t].v[i]);
 }
@@ -84,31 +92,39 @@ INLINE void group_fp4(const struct weight *w, uint32_t group, const uint32_t nt,
     const uint8_t *d = rows16_data(w, group), *s = rows16_fp4_scales(w, group);
     struct pair y[TILE];
 
+    UNROLL
     for (uint32_t t = 0; t < nt; t++)
         y[t].v[0] = y[t].v[1] = _mm256_setzero_ps();
     for (uint32_t b = 0; b < w->cols / INDEX_BLOCK; b++)
+        UNROLL
         for (uint32_t i = 0; i < 2; i++) {
             __m256i sum[TILE];
             __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(
                 _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(s + b * ROWS16 + i * 8))), 23));
+            UNROLL
             for (uint32_t t = 0; t < nt; t++)
                 sum[t] = _mm256_set1_epi32(a[t].q_bias[b]);
+            UNROLL
             for (uint32_t j = 0; j < 4; j++) {
                 const uint8_t *at = d + (size_t)b * 256 + j * 64 + i * 32;
                 __m256i v = _mm256_loadu_si256((const void *)at);
                 __m256i low = fp4_integers(v), high = fp4_integers(_mm256_srli_epi16(v, 4));
                 _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T0);
+                UNROLL
                 for (uint32_t t = 0; t < nt; t++) {
                     int32_t q[2];
                     __builtin_memcpy(q, a[t].q + b * INDEX_BLOCK + j * 8, sizeof(q));
                     sum[t] = dot4(dot4(sum[t], low, q[0]), high, q[1]);
                 }
             }
+            UNROLL
             for (uint32_t t = 0; t < nt; t++)
                 y[t].v[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t]), _mm256_mul_ps(scale, _mm256_set1_ps(a[t].q_scale[b])),
                                             y[t].v[i]);
         }
+    UNROLL
     for (uint32_t t = 0; t < nt; t++)
+        UNROLL
         for (uint32_t i = 0; i < 2; i++)
             _mm256_storeu_ps(out + t * ROWS16 + i * 8, y[t].v[i]);
 }

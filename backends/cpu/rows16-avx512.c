@@ -50,6 +50,7 @@ INLINE void one_fp8(const struct weight *w, uint32_t first, const uint32_t n, co
     const uint8_t *d[ROWS16_STREAMS], *s[ROWS16_STREAMS];
     __m512 y[ROWS16_STREAMS], p[ROWS16_STREAMS];
 
+    UNROLL
     for (uint32_t i = 0; i < n; i++) {
         d[i] = rows16_data(w, first + i);
         s[i] = rows16_fp8_scales(w, first + i);
@@ -57,9 +58,11 @@ INLINE void one_fp8(const struct weight *w, uint32_t first, const uint32_t n, co
     }
     for (uint32_t k0 = 0; k0 < w->cols; k0 += FP8_BLOCK) {
         uint32_t k = k0, end = MIN(k0 + FP8_BLOCK, w->cols);
+        UNROLL
         for (uint32_t i = 0; i < n; i++)
             p[i] = _mm512_setzero_ps();
         for (; k + 4 <= end; k += 4)
+            UNROLL
             for (uint32_t i = 0; i < n; i++) {
                 __m512 a, b;
                 const uint8_t *at = d[i] + (size_t)k * ROWS16;
@@ -72,11 +75,14 @@ INLINE void one_fp8(const struct weight *w, uint32_t first, const uint32_t n, co
                 p[i] = _mm512_fmadd_ps(b, _mm512_set1_ps(x[k + 3]), p[i]);
             }
         for (; k < end; k++)
+            UNROLL
             for (uint32_t i = 0; i < n; i++)
                 p[i] = _mm512_fmadd_ps(fp8_column(d[i] + (size_t)k * ROWS16), _mm512_set1_ps(x[k]), p[i]);
+        UNROLL
         for (uint32_t i = 0; i < n; i++)
             y[i] = _mm512_fmadd_ps(p[i], _mm512_set1_ps(rows16_fp8_scale(s[i][k0 / FP8_BLOCK])), y[i]);
     }
+    UNROLL
     for (uint32_t i = 0; i < n; i++)
         _mm512_storeu_ps(out + i * ROWS16, y[i]);
 }
@@ -86,16 +92,19 @@ INLINE void one_bf16(const struct weight *w, uint32_t first, const uint32_t n, c
     const uint8_t *d[ROWS16_STREAMS];
     __m512 y[ROWS16_STREAMS];
 
+    UNROLL
     for (uint32_t i = 0; i < n; i++) {
         d[i] = rows16_data(w, first + i);
         y[i] = _mm512_setzero_ps();
     }
     for (uint32_t k = 0; k < w->cols; k++)
+        UNROLL
         for (uint32_t i = 0; i < n; i++) {
             const uint8_t *at = d[i] + (size_t)k * ROWS16 * 2;
             _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T0);
             y[i] = _mm512_fmadd_ps(bf16_column(at), _mm512_set1_ps(x[k]), y[i]);
         }
+    UNROLL
     for (uint32_t i = 0; i < n; i++)
         _mm512_storeu_ps(out + i * ROWS16, y[i]);
 }
@@ -105,6 +114,7 @@ INLINE void one_fp4(const struct weight *w, uint32_t first, const uint32_t n, co
     const uint8_t *d[ROWS16_STREAMS], *s[ROWS16_STREAMS];
     __m512 y[ROWS16_STREAMS];
 
+    UNROLL
     for (uint32_t i = 0; i < n; i++) {
         d[i] = rows16_data(w, first + i);
         s[i] = rows16_fp4_scales(w, first + i);
@@ -113,9 +123,11 @@ INLINE void one_fp4(const struct weight *w, uint32_t first, const uint32_t n, co
     for (uint32_t b = 0; b < w->cols / INDEX_BLOCK; b++) {
         const int32_t *q = (const void *)(a->q + b * INDEX_BLOCK);
         __m512 a_scale = _mm512_set1_ps(a->q_scale[b]);
+        UNROLL
         for (uint32_t i = 0; i < n; i++) {
             const uint8_t *at = d[i] + (size_t)b * 256;
             __m512i low = _mm512_set1_epi32(a->q_bias[b]), high = _mm512_setzero_si512();
+            UNROLL
             for (uint32_t j = 0; j < 4; j++) {
                 __m512i v = _mm512_loadu_si512(at + j * 64);
                 _mm_prefetch((const char *)at + j * 64 + AHEAD, _MM_HINT_T0);
@@ -126,6 +138,7 @@ INLINE void one_fp4(const struct weight *w, uint32_t first, const uint32_t n, co
             y[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(low, high)), scale, y[i]);
         }
     }
+    UNROLL
     for (uint32_t i = 0; i < n; i++)
         _mm512_storeu_ps(out + i * ROWS16, y[i]);
 }
@@ -188,11 +201,25 @@ static void decode(const struct weight *w, const uint32_t group[2], uint32_t k0,
 {
     for (uint32_t g = 0; g < 2; g++) {
         const uint8_t *d = rows16_data(w, group[g]);
-        for (uint32_t k = 0; k < n; k++)
-            _mm512_store_ps(decoded + (k * 2 + g) * ROWS16, w->type == WEIGHT_FP8
-                                                                 ? fp8_column(d + (size_t)(k0 + k) * ROWS16)
-                                                                 : bf16_column(d + (size_t)(k0 + k) * ROWS16 * 2));
+        float *out = decoded + g * ROWS16;
+        if (w->type == WEIGHT_FP8)
+            for (uint32_t k = 0; k < n; k++)
+                _mm512_store_ps(out + k * 2 * ROWS16, fp8_column(d + (size_t)(k0 + k) * ROWS16));
+        else
+            for (uint32_t k = 0; k < n; k++)
+                _mm512_store_ps(out + k * 2 * ROWS16, bf16_column(d + (size_t)(k0 + k) * ROWS16 * 2));
     }
+}
+
+/* What memcpy does with this little data costs more than the copy. */
+INLINE void copy_floats(float *to, const float *from, uint32_t n)
+{
+    uint32_t i = 0;
+
+    for (; i + 16 <= n; i += 16)
+        _mm512_storeu_ps(to + i, _mm512_loadu_ps(from + i));
+    __mmask16 rest = (__mmask16)((1u << (n - i)) - 1);
+    _mm512_mask_storeu_ps(to + i, rest, _mm512_maskz_loadu_ps(rest, from + i));
 }
 
 /* Adds n columns of two groups to y [nt][2][16]: y's chain goes on, or (scaled) a chain of its own is added by scale. */
@@ -201,18 +228,23 @@ INLINE void tile_n(const uint32_t nt, const bool scaled, const float *decoded, u
 {
     __m512 p[TILE][2];
 
+    UNROLL
     for (uint32_t t = 0; t < nt; t++)
+        UNROLL
         for (uint32_t g = 0; g < 2; g++)
             p[t][g] = scaled ? _mm512_setzero_ps() : _mm512_load_ps(y + (t * 2 + g) * ROWS16);
     for (uint32_t k = 0; k < n; k++) {
         __m512 w0 = _mm512_load_ps(decoded + k * 2 * ROWS16), w1 = _mm512_load_ps(decoded + (k * 2 + 1) * ROWS16);
+        UNROLL
         for (uint32_t t = 0; t < nt; t++) {
             __m512 v = _mm512_set1_ps(x[t * FP8_BLOCK + k]);
             p[t][0] = _mm512_fmadd_ps(w0, v, p[t][0]);
             p[t][1] = _mm512_fmadd_ps(w1, v, p[t][1]);
         }
     }
+    UNROLL
     for (uint32_t t = 0; t < nt; t++)
+        UNROLL
         for (uint32_t g = 0; g < 2; g++) {
             float *at = y + (t * 2 + g) * ROWS16;
             _mm512_store_ps(at, scaled ? _mm512_fmadd_ps(p[t][g], _mm512_set1_ps(scale[g]), _mm512_load_ps(at)) : p[t][g]);
@@ -253,6 +285,7 @@ static void block_float(const struct weight *w, uint32_t first, uint32_t end, co
         float scale[PAIRS][2];
         for (uint32_t p = 0; p < pairs; p++) {
             pair_groups(first, end, p, group);
+            UNROLL
             for (uint32_t g = 0; g < 2; g++)
                 scale[p][g] = w->type == WEIGHT_FP8 ? rows16_fp8_scale(rows16_fp8_scales(w, group[g])[k0 / FP8_BLOCK]) : 1;
             decode(w, group, k0, n, work->decoded[p]);
@@ -261,7 +294,7 @@ static void block_float(const struct weight *w, uint32_t first, uint32_t end, co
             uint32_t nt = MIN(TILE, tokens - t);
             /* a copy, because rows of x are often a multiple of 4096 bytes apart: they would share the cache's sets */
             for (uint32_t i = 0; i < nt; i++)
-                memcpy(work->x + i * FP8_BLOCK, a[t + i].x + k0, n * sizeof(float));
+                copy_floats(work->x + i * FP8_BLOCK, a[t + i].x + k0, n);
             for (uint32_t p = 0; p < pairs; p++)
                 tile(nt, w->type == WEIGHT_FP8, work->decoded[p], n, work->x, scale[p], work->y[p] + t * 2 * ROWS16);
         }
@@ -271,7 +304,9 @@ static void block_float(const struct weight *w, uint32_t first, uint32_t end, co
 /* FP4: the integers of one block of two groups, [8][2] vectors of 16 rows x 4 columns. */
 static void decode_fp4(const struct weight *w, const uint32_t group[2], uint32_t b, __m512i *decoded)
 {
+    UNROLL
     for (uint32_t g = 0; g < 2; g++)
+        UNROLL
         for (uint32_t j = 0; j < 4; j++) {
             __m512i v = _mm512_loadu_si512(rows16_data(w, group[g]) + (size_t)b * 256 + j * 64);
             decoded[j * 4 + g] = fp4_integers(v);
@@ -283,20 +318,24 @@ INLINE void tile_fp4_n(const uint32_t nt, const __m512i *decoded, uint32_t b, co
                        float *y)
 {
     __m512i p[TILE][2];
-    const int32_t *q[TILE];
+    _Alignas(32) int32_t q[TILE][8]; /* side by side, so that one register reaches all of them */
 
+    UNROLL
     for (uint32_t t = 0; t < nt; t++) {
         p[t][0] = p[t][1] = _mm512_set1_epi32(a[t].q_bias[b]);
-        q[t] = (const void *)(a[t].q + b * INDEX_BLOCK);
+        _mm256_store_si256((void *)q[t], _mm256_loadu_si256((const void *)(a[t].q + b * INDEX_BLOCK)));
     }
     for (uint32_t j = 0; j < 8; j++)
+        UNROLL
         for (uint32_t t = 0; t < nt; t++) {
             __m512i v = _mm512_set1_epi32(q[t][j]);
             p[t][0] = _mm512_dpbusd_epi32(p[t][0], decoded[j * 2], v);
             p[t][1] = _mm512_dpbusd_epi32(p[t][1], decoded[j * 2 + 1], v);
         }
+    UNROLL
     for (uint32_t t = 0; t < nt; t++) {
         __m512 a_scale = _mm512_set1_ps(a[t].q_scale[b]);
+        UNROLL
         for (uint32_t g = 0; g < 2; g++) {
             float *at = y + (t * 2 + g) * ROWS16;
             _mm512_store_ps(at, _mm512_fmadd_ps(_mm512_cvtepi32_ps(p[t][g]), _mm512_mul_ps(scale[g], a_scale),
@@ -326,6 +365,7 @@ static void block_fp4(const struct weight *w, uint32_t first, uint32_t end, cons
         for (uint32_t b = 0; b < w->cols / INDEX_BLOCK; b++) {
             __m512i decoded[16];
             __m512 scale[2];
+            UNROLL
             for (uint32_t g = 0; g < 2; g++)
                 scale[g] = fp4_scale(rows16_fp4_scales(w, group[g]) + b * ROWS16);
             decode_fp4(w, group, b, decoded);

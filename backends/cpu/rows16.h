@@ -48,6 +48,14 @@ void rows16_matmul_avx512(const struct cpu_matmul *m, uint32_t first, uint32_t e
 
 /* ---- shared by the kernels */
 
+/* Before a loop over accumulators, whose number is a constant: all of it, so that they stay in registers. At -O2 gcc
+ * leaves such loops and the accumulators in memory. */
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
 struct rows16_act {
     const float *x;        /* [cols]; BF16, FP8 */
     const int8_t *q;       /* [cols]; FP4 */
