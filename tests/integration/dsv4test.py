@@ -26,6 +26,7 @@ TOP_SRC = os.path.abspath(os.environ.get("top_srcdir") or os.path.join(os.path.d
 TOP_BUILD = os.path.abspath(os.environ.get("top_builddir") or os.path.join(TOP_SRC, "build"))
 HERE = os.path.join(TOP_SRC, "tests", "integration")
 NANO = os.path.join(TOP_SRC, "models", "nano")
+SANITIZER_REPORT = re.compile(r"^.*((Address|Leak|UndefinedBehavior)Sanitizer:|runtime error:).*$", re.MULTILINE)
 TIMEOUT = float(os.environ.get("DSV4_TEST_TIMEOUT", "30"))  # seconds, for one answer
 FRAME_MAX = 4 << 20
 SKIP = 77
@@ -266,6 +267,11 @@ class Daemon:
             status = self.stop()
             if kind is None:
                 assert status == 0, f"dsv4d ended with {status}:\n{self.log()}"
+            # the daemon's own would be its exit status; those of its engines are only told
+            report = SANITIZER_REPORT.search(self.log())
+            if report:
+                status = report[0]
+            assert not report or kind, f"an engine had: {report[0]}"
         finally:
             if kind is not None or status != 0:
                 print("---- log of dsv4d\n" + self.log()[-6000:] + "----")
