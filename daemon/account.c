@@ -10,9 +10,9 @@
 #define DAY_USEC (24 * 60 * MINUTE_USEC)
 #define QUOTA_RETRY_MS 1000 /* when something held must be given back first: a guess */
 
-int accounts_init(struct accounts *a, const struct limits *l)
+int accounts_init(struct accounts *a, const struct limits *l, const struct quotas *q)
 {
-    *a = (struct accounts){.limits = l};
+    *a = (struct accounts){.limits = l, .quotas = q};
     return map_new(&a->by_uid);
 }
 
@@ -79,7 +79,7 @@ const char *charge_name(enum charge_kind kind)
 
 uint64_t account_limit(const struct account *a, enum charge_kind kind)
 {
-    const struct limits *l = a->all->limits;
+    const struct limits *l = &a->limits;
     const uint64_t limits[] = {l->connections, l->sessions, l->queued_requests, l->waiting_bytes, l->resumes};
     return limits[kind];
 }
@@ -126,12 +126,15 @@ int charge_take(struct charge *c, struct account *a, enum charge_kind kind, uint
     return 0;
 }
 
-int charge_take_uid(struct charge *c, struct accounts *all, uid_t uid, enum charge_kind kind, uint64_t n, struct fail *f)
+int charge_take_who(struct charge *c, struct accounts *all, const struct who *w, enum charge_kind kind, uint64_t n,
+                    struct fail *f)
 {
-    struct account *a = get(all, uid);
+    struct account *a = get(all, w->uid);
 
     if (!a)
         return fail_oom(f);
+    a->limits = *all->limits;
+    quotas_apply(all->quotas, w, &a->limits);
     int r = charge_take(c, a, kind, n, f);
     if (r < 0)
         drop_if_unused(a);
@@ -171,7 +174,7 @@ static int check_window(const struct window *w, const char *name, uint64_t limit
 
 int account_check_tokens(struct account *a, uint64_t now, struct fail *f)
 {
-    const struct limits *l = a->all->limits;
+    const struct limits *l = &a->limits;
 
     roll(&a->minute, now, MINUTE_USEC);
     roll(&a->day, now, DAY_USEC);

@@ -11,7 +11,9 @@
 
 #include "base/fail.h"
 #include "base/map.h"
+#include "daemon/access.h"
 #include "daemon/limits.h"
+#include "daemon/quota.h"
 
 enum charge_kind { CHARGE_CONNECTIONS, CHARGE_SESSIONS, CHARGE_REQUESTS, CHARGE_WAITING_BYTES, CHARGE_RESUMES, N_CHARGES };
 
@@ -27,7 +29,8 @@ struct window { /* tokens in the current minute or day */
 };
 
 struct accounts {
-    const struct limits *limits;
+    const struct limits *limits; /* everybody's */
+    const struct quotas *quotas; /* where some users' differ */
     struct map *by_uid;
     uint64_t total[N_CHARGES];
 };
@@ -35,6 +38,7 @@ struct accounts {
 struct account {
     struct accounts *all;
     uid_t uid;
+    struct limits limits; /* this user's, in the groups of the connection that came last */
     uint64_t used[N_CHARGES];
     struct usage *usage;
     struct window minute, day;
@@ -47,11 +51,11 @@ struct charge {
 };
 #define CHARGE_NONE ((struct charge){0})
 
-int accounts_init(struct accounts *a, const struct limits *l);
+int accounts_init(struct accounts *a, const struct limits *l, const struct quotas *q);
 void accounts_deinit(struct accounts *a); /* asserts that nothing is charged */
 
-/* Charge n of a kind to uid; QUOTA with the limit's name, limit and used. */
-int charge_take_uid(struct charge *c, struct accounts *a, uid_t uid, enum charge_kind kind, uint64_t n, struct fail *f);
+/* Charge n of a kind to whoever just came; QUOTA with the limit's name, limit and used. */
+int charge_take_who(struct charge *c, struct accounts *a, const struct who *w, enum charge_kind kind, uint64_t n, struct fail *f);
 int charge_take(struct charge *c, struct account *a, enum charge_kind kind, uint64_t n, struct fail *f);
 void charge_release(struct charge *c); /* twice is fine */
 uint64_t account_limit(const struct account *a, enum charge_kind kind);

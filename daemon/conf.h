@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* dsv4d.conf and models.d/NAME.model, read into a manager: limits and models. See dsv4d.conf(5). */
+/* dsv4d.conf and models.d/NAME.model, read into a manager: limits, quotas, models. See dsv4d.conf(5). */
 #pragma once
 
 #include "daemon/daemon.h"
@@ -10,10 +10,13 @@ struct conf {
     int log_level;       /* -1: not set */
     const char *file;    /* being read */
     struct model *model; /* being read */
+    unsigned line;       /* of its last key */
 };
 
-/* Unknown keys are warned of, with file and line; a bad value is an error (CONFIG) that names file, line, key, value and
- * what was expected. */
-int conf_read_daemon(struct conf *c, const char *file, struct fail *f);
-/* Every *.model in dir, in order of names; a directory that is not there holds none. */
-int conf_read_models(struct conf *c, const char *dir, struct fail *f);
+/*
+ * Read file, file.d and models.d beside it; or, where file is NULL, what is installed in the three directories of the
+ * system below root ("": the system's own). A bad value, an unknown section, and an unknown key where it could be a rule
+ * that then does not hold, are errors (CONFIG) that name file, line, key, value and what was expected; other unknown keys
+ * are warned of.
+ */
+int conf_read(struct conf *c, const char *root, const char *file, struct fail *f);

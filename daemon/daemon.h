@@ -20,8 +20,10 @@
 #include "base/fail.h"
 #include "base/list.h"
 #include "base/map.h"
+#include "daemon/access.h"
 #include "daemon/account.h"
 #include "daemon/limits.h"
+#include "daemon/quota.h"
 #include "proto/dsv4.pb-c.h"
 #include "proto/engine.pb-c.h"
 #include "proto/frame.h"
@@ -32,6 +34,7 @@
 struct manager {
     sd_event *event;
     struct limits limits;
+    struct quotas quotas;
     struct accounts accounts;
     struct list models, peers, engines;
     struct map *sessions;  /* id -> session */
@@ -53,6 +56,7 @@ struct model {
     struct list link;
     char *name, *checkpoint, *device, *numerics;
     char **aliases; /* NULL at the end, or NULL */
+    struct access access;
     uint32_t context;
     uint64_t kv_bytes;
     uint32_t threads;
@@ -91,8 +95,8 @@ struct peer {
     struct account *account;
     struct charge charge;
     struct map *requests; /* client's id -> request */
+    struct who who;       /* when it connected */
     int fd;
-    pid_t pid;
     uint32_t version;     /* 0: not greeted */
     sd_event_source *io, *frame_timer, *send_timer, *close_timer;
     struct frame_reader reader;
@@ -174,6 +178,8 @@ void manager_check_stopped(struct manager *m);
 int model_new(struct manager *m, const char *name, const char *checkpoint, struct model **ret);
 struct model *model_free(struct model *model);
 struct model *model_find(struct manager *m, const char *name); /* by name or alias */
+/* The model or NULL; to who may not use it, it is not there. */
+struct model *model_find_for(struct manager *m, const char *name, const struct who *who);
 bool model_name_ok(const char *name);
 /* May work for it begin? MODEL_FAILED, SHUTTING_DOWN. A model that failed some time ago is started again. */
 int model_admit(struct model *model, struct fail *f);
@@ -214,6 +220,8 @@ void peer_dispatch(struct peer *p, const uint8_t *data, size_t n);
 int session_new(struct peer *p, struct model *model, const char *label, uint64_t idle_usec, struct session **ret,
                 struct fail *f);
 struct session *session_free(struct session *s);
+/* Its owner's, in groups that may use the model: a user's processes need not all be in the same ones. */
+bool session_is_of(const struct session *s, const struct peer *p);
 /* Of this owner, as if others' were not there. NO_SUCH_SESSION. */
 int session_find(struct peer *p, const char *id, struct session **ret, struct fail *f);
 struct session *session_get(struct manager *m, const char *id);

@@ -50,7 +50,7 @@ static int on_hello(struct peer *p, const Question *q, struct fail *f)
     if (r < 0)
         return r;
     p->version = PROTOCOL_VERSION;
-    log_debug("uid %u (process %d): hello from \"%s\"", (unsigned)p->account->uid, (int)p->pid, h->client ? h->client : "");
+    log_debug("uid %u (process %d): hello from \"%s\"", (unsigned)p->account->uid, (int)p->who.pid, h->client ? h->client : "");
     reply.version = PROTOCOL_VERSION;
     reply.server = (char *)(uintptr_t)PACKAGE_NAME " " PACKAGE_VERSION;
     reply.max_frame_bytes = FRAME_MAX;
@@ -83,22 +83,26 @@ static int on_cancel(struct peer *p, const Question *q, struct fail *f)
 
 /* ---- models and state */
 
-static size_t describe_models(struct manager *m, Dsv4__V1__Model **ret, Dsv4__V1__Model ***ret_list)
+/* Those that p may use. */
+static size_t describe_models(struct peer *p, Dsv4__V1__Model **ret, Dsv4__V1__Model ***ret_list)
 {
     size_t n = 0, i = 0;
 
-    LIST_FOR_EACH(l, &m->models)
+    LIST_FOR_EACH(l, &p->m->models)
         n++;
     *ret = calloc(n + 1, sizeof(**ret));
     *ret_list = calloc(n + 1, sizeof(**ret_list));
     if (!*ret || !*ret_list)
         return 0;
-    LIST_FOR_EACH(l, &m->models) {
-        model_describe(LIST_MEMBER(l, struct model, link), &(*ret)[i]);
+    LIST_FOR_EACH(l, &p->m->models) {
+        struct model *model = LIST_MEMBER(l, struct model, link);
+        if (!access_allows(&model->access, &p->who))
+            continue;
+        model_describe(model, &(*ret)[i]);
         (*ret_list)[i] = &(*ret)[i];
         i++;
     }
-    return n;
+    return i;
 }
 
 static int on_list_models(struct peer *p, const Question *q, struct fail *f)
@@ -108,7 +112,7 @@ static int on_list_models(struct peer *p, const Question *q, struct fail *f)
     _cleanup_free_ Dsv4__V1__Model *models = NULL;
     _cleanup_free_ Dsv4__V1__Model **pointers = NULL;
 
-    list.n_model = describe_models(p->m, &models, &pointers);
+    list.n_model = describe_models(p, &models, &pointers);
     if (!models || !pointers)
         return fail_oom(f);
     list.model = pointers;
@@ -125,7 +129,7 @@ static uint32_t count_sessions(struct peer *p)
     uint32_t n = 0;
 
     while ((s = map_next(p->m->sessions, &cursor, NULL, NULL)))
-        n += s->account == p->account && s->open;
+        n += s->open && session_is_of(s, p);
     return n;
 }
 
@@ -136,7 +140,7 @@ static int on_get_status(struct peer *p, const Question *q, struct fail *f)
     _cleanup_free_ Dsv4__V1__Model *models = NULL;
     _cleanup_free_ Dsv4__V1__Model **pointers = NULL;
 
-    status.n_model = describe_models(p->m, &models, &pointers);
+    status.n_model = describe_models(p, &models, &pointers);
     if (!models || !pointers)
         return fail_oom(f);
     status.model = pointers;
@@ -157,7 +161,7 @@ static int on_get_status(struct peer *p, const Question *q, struct fail *f)
 static void describe_quotas(const struct account *a, Dsv4__V1__Quota quotas[N_QUOTAS], Dsv4__V1__Quota *pointers[N_QUOTAS])
 {
     const struct window *windows[] = {&a->minute, &a->day};
-    const uint64_t limits[] = {a->all->limits->tokens_per_minute, a->all->limits->tokens_per_day};
+    const uint64_t limits[] = {a->limits.tokens_per_minute, a->limits.tokens_per_day};
     static const char *const names[] = {"TokensPerMinute", "TokensPerDay"};
 
     for (int i = 0; i < N_QUOTAS; i++) {
@@ -221,7 +225,7 @@ static int on_get_usage(struct peer *p, const Question *q, struct fail *f)
 
 static int find_model(struct peer *p, const char *name, struct model **ret, struct fail *f)
 {
-    *ret = model_find(p->m, name);
+    *ret = model_find_for(p->m, name, &p->who);
     if (*ret)
         return model_admit(*ret, f);
     fail_set(f, ENOENT, "NO_SUCH_MODEL", "there is no model \"%.64s\"", name);
@@ -374,7 +378,7 @@ static int on_list_sessions(struct peer *p, const Question *q, struct fail *f)
     if (!rows || !pointers)
         return fail_oom(f);
     while (list.n_session < n && (s = map_next(p->m->sessions, &cursor, NULL, NULL))) {
-        if (s->account != p->account || !s->open)
+        if (!s->open || !session_is_of(s, p))
             continue;
         session_describe(s, &rows[list.n_session]);
         pointers[list.n_session] = &rows[list.n_session];
@@ -471,7 +475,7 @@ static int find_target(struct peer *p, const Dsv4__V1__Generate *g, struct sessi
     if (e < 0)
         return e;
     *ret_model = (*ret)->model;
-    if (g->model && model_find(p->m, g->model) != *ret_model) {
+    if (g->model && model_find_for(p->m, g->model, &p->who) != *ret_model) {
         fail_set(f, ENOENT, "NO_SUCH_MODEL", "the session belongs to another model");
         fail_field(f, "model");
         return -ENOENT;
@@ -511,7 +515,7 @@ static int on_generate(struct peer *p, const Question *q, struct fail *f)
         return e;
     work.generate = g;
     work.has_weight = true;
-    work.weight = (uint32_t)p->m->limits.weight;
+    work.weight = (uint32_t)p->account->limits.weight;
     fm.operation_case = FRONT(GENERATE);
     fm.generate = &work;
     e = prepare(p, q, REQUEST_GENERATE, model, &fm, &r, f);

@@ -37,15 +37,18 @@ const struct limit_def limit_defs[] = {
 };
 const size_t n_limit_defs = ELEMENTS(limit_defs);
 
-static uint64_t *at(struct limits *l, const struct limit_def *d)
-{
-    return (uint64_t *)(void *)((char *)l + d->offset);
-}
-
 void limits_init(struct limits *l)
 {
     for (size_t i = 0; i < n_limit_defs; i++)
-        *at(l, &limit_defs[i]) = limit_defs[i].standard;
+        *limit_at(l, &limit_defs[i]) = limit_defs[i].standard;
+}
+
+const struct limit_def *limits_find(const char *section, const char *name)
+{
+    for (const struct limit_def *d = limit_defs; d < limit_defs + n_limit_defs; d++)
+        if (strcmp(d->name, name) == 0 && (!section || strcmp(d->section, section) == 0))
+            return d;
+    return NULL;
 }
 
 static int parse(enum limit_unit unit, const char *value, uint64_t *ret)
@@ -64,12 +67,10 @@ int limits_set(struct limits *l, const char *section, const char *name, const ch
 {
     static const char *const like[] = {"a number such as 64, 10M or infinity", "bytes such as 4096, 64M, 8G or infinity",
                                        "a time such as 50ms, 30s, 10min or infinity"};
-    const struct limit_def *d = limit_defs, *end = limit_defs + n_limit_defs;
+    const struct limit_def *d = limits_find(section, name);
     uint64_t v;
 
-    while (d < end && (strcmp(d->name, name) != 0 || (section && strcmp(d->section, section) != 0)))
-        d++;
-    if (d == end)
+    if (!d)
         return -ENOENT;
     if (parse(d->unit, value, &v) < 0)
         fail_set(f, EINVAL, "CONFIG", "%s is \"%.64s\"; expected %s", name, value, like[d->unit]);
@@ -77,7 +78,7 @@ int limits_set(struct limits *l, const char *section, const char *name, const ch
         fail_set(f, EINVAL, "CONFIG", "%s is \"%.64s\"; expected %llu to %llu%s", name, value, (unsigned long long)d->min,
                  (unsigned long long)d->max, d->unit == LIMIT_USEC ? " µs" : d->unit == LIMIT_BYTES ? " bytes" : "");
     else {
-        *at(l, d) = v;
+        *limit_at(l, d) = v;
         return 0;
     }
     fail_field(f, name);

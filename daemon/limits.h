@@ -28,6 +28,16 @@ extern const struct limit_def limit_defs[];
 extern const size_t n_limit_defs;
 
 void limits_init(struct limits *l);
+/* section may be NULL: any. NULL: there is none. */
+const struct limit_def *limits_find(const char *section, const char *name);
+static inline uint64_t *limit_at(struct limits *l, const struct limit_def *d)
+{
+    return (uint64_t *)(void *)((char *)l + d->offset);
+}
+static inline uint64_t limit_get(const struct limits *l, const struct limit_def *d)
+{
+    return *(const uint64_t *)(const void *)((const char *)l + d->offset);
+}
 /* section may be NULL: any. -ENOENT: no such name; CONFIG with name, value and what was expected. */
 int limits_set(struct limits *l, const char *section, const char *name, const char *value, struct fail *f);
 /* "NAME=VALUE" */

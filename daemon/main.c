@@ -22,7 +22,7 @@
 #define ENGINE_USER "dsv4-engine"
 
 struct options {
-    const char *private_dir, *config, *engine, *numerics, *device;
+    const char *private_dir, *config, *root, *engine, *numerics, *device;
     uint32_t context, threads;
     uint64_t kv_bytes;
     mode_t socket_mode;
@@ -30,13 +30,14 @@ struct options {
     bool check_config, verbose;
 };
 
-enum { OPT_PRIVATE = 256, OPT_MODEL, OPT_CONFIG, OPT_CHECK_CONFIG, OPT_ENGINE, OPT_NUMERICS, OPT_DEVICE, OPT_CONTEXT,
+enum { OPT_PRIVATE = 256, OPT_MODEL, OPT_CONFIG, OPT_ROOT, OPT_CHECK_CONFIG, OPT_ENGINE, OPT_NUMERICS, OPT_DEVICE, OPT_CONTEXT,
        OPT_KV_BYTES, OPT_THREADS, OPT_LIMIT, OPT_SOCKET_MODE, OPT_READY_FD, OPT_VERSION };
 
 static const struct option long_options[] = {
     {"private", required_argument, NULL, OPT_PRIVATE},
     {"model", required_argument, NULL, OPT_MODEL},
     {"config", required_argument, NULL, OPT_CONFIG},
+    {"root", required_argument, NULL, OPT_ROOT},
     {"check-config", no_argument, NULL, OPT_CHECK_CONFIG},
     {"engine", required_argument, NULL, OPT_ENGINE},
     {"numerics", required_argument, NULL, OPT_NUMERICS},
@@ -63,6 +64,7 @@ static void help(void)
          "      --private DIR            run in the foreground with everything below DIR\n"
          "      --model NAME=CHECKPOINT  serve this checkpoint (may be repeated)\n"
          "      --config FILE            read this instead of " CONF_FILE "\n"
+         "      --root DIR               read what is installed below DIR\n"
          "      --check-config           read the configuration, say what is wrong, exit\n"
          "      --engine PATH            program to run as engine\n"
          "      --device NAME            device of the models, as in cpu\n"
@@ -134,6 +136,7 @@ static int take_option(struct options *o, struct manager *m, int c, struct fail 
     case OPT_PRIVATE: o->private_dir = optarg; break;
     case OPT_MODEL: return add_model(m, optarg, f);
     case OPT_CONFIG: o->config = optarg; break;
+    case OPT_ROOT: o->root = optarg; break;
     case OPT_CHECK_CONFIG: o->check_config = true; break;
     case OPT_ENGINE: o->engine = optarg; break;
     case OPT_NUMERICS: return set_numerics(o, optarg, f);
@@ -172,6 +175,8 @@ static int read_options(struct options *o, struct manager *m, int argc, char **a
         r = take_option(o, m, c, f);
     if (r == 0 && optind < argc)
         r = fail_set(f, EINVAL, "CONFIG", "unexpected argument \"%.64s\"", argv[optind]);
+    if (r == 0 && o->config && o->root)
+        r = fail_set(f, EINVAL, "CONFIG", "--config and --root exclude each other");
     if (r == 0 && o->private_dir && list_empty(&m->models))
         r = fail_set(f, EINVAL, "CONFIG", "--private needs at least one --model NAME=CHECKPOINT");
     return r;
@@ -220,19 +225,23 @@ static void apply_to_models(const struct options *o, struct manager *m)
 static int read_configuration(const struct options *o, struct manager *m, struct fail *f)
 {
     struct conf c = {.m = m, .log_level = -1};
-    const char *file = o->config ? o->config : CONF_FILE;
-    char dir[PATH_MAX];
 
-    int r = conf_read_daemon(&c, file, f);
-    if (r == -ENOENT && !o->config)
-        r = 0; /* the defaults are a configuration */
-    if (r < 0)
-        return r;
-    if (c.log_level >= 0 && !o->verbose)
+    int r = conf_read(&c, o->root ? o->root : "", o->config, f);
+    if (r == 0 && c.log_level >= 0 && !o->verbose)
         log_init((enum log_level)c.log_level);
-    const char *slash = strrchr(file, '/');
-    snprintf(dir, sizeof(dir), "%.*smodels.d", slash ? (int)(slash - file + 1) : 0, file);
-    return conf_read_models(&c, dir, f);
+    return r;
+}
+
+/* What the command line says beats what the files say. */
+static int set_limits_again(struct manager *m, int argc, char **argv, struct fail *f)
+{
+    int c, r = 0;
+
+    optind = 0; /* from the start, for glibc */
+    while (r == 0 && (c = getopt_long(argc, argv, "hv", long_options, NULL)) != -1)
+        if (c == OPT_LIMIT)
+            r = limits_set_option(&m->limits, optarg, f);
+    return r;
 }
 
 static void raise_fd_limit(void)
@@ -308,8 +317,10 @@ int main(int argc, char **argv)
         return EXIT_SUCCESS;
     if (o.verbose)
         log_init(LOG_LEVEL_DEBUG);
-    if (r == 0 && (!o.private_dir || o.config))
+    if (r == 0 && (!o.private_dir || o.config || o.root))
         r = read_configuration(&o, m, &f);
+    if (r == 0)
+        r = set_limits_again(m, argc, argv, &f);
     if (r < 0) {
         log_error("%s", f.message);
         return EXIT_CONFIGURATION;

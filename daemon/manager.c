@@ -77,7 +77,7 @@ int manager_new(struct manager **ret)
     list_init(&m->models);
     list_init(&m->peers);
     list_init(&m->engines);
-    int r = accounts_init(&m->accounts, &m->limits);
+    int r = accounts_init(&m->accounts, &m->limits, &m->quotas);
     if (r == 0)
         r = map_new(&m->sessions);
     if (r == 0)
@@ -145,6 +145,7 @@ struct manager *manager_free(struct manager *m)
     map_free(m->sessions);
     map_free(m->resumes);
     accounts_deinit(&m->accounts);
+    quotas_deinit(&m->quotas);
     sd_event_unref(m->event);
     free(m);
     return NULL;

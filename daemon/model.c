@@ -54,6 +54,7 @@ struct model *model_free(struct model *model)
     for (char **a = model->aliases; a && *a; a++)
         free(*a);
     free(model->aliases);
+    access_deinit(&model->access);
     free(model->name);
     free(model->checkpoint);
     free(model->device);
@@ -80,6 +81,12 @@ struct model *model_find(struct manager *m, const char *name)
             return model;
     }
     return NULL;
+}
+
+struct model *model_find_for(struct manager *m, const char *name, const struct who *who)
+{
+    struct model *model = model_find(m, name);
+    return model && access_allows(&model->access, who) ? model : NULL;
 }
 
 void model_describe(const struct model *model, Dsv4__V1__Model *ret)

@@ -40,6 +40,7 @@ struct peer *peer_free(struct peer *p)
     frame_reader_deinit(&p->reader);
     frame_writer_deinit(&p->writer);
     charge_release(&p->charge);
+    who_deinit(&p->who);
     free(p);
     return NULL;
 }
@@ -103,7 +104,7 @@ static int too_slow(sd_event_source *source, uint64_t usec, void *userdata)
 
     (void)source;
     (void)usec;
-    log_info("uid %u (process %d) does not read: its connection ends", (unsigned)p->account->uid, (int)p->pid);
+    log_info("uid %u (process %d) does not read: its connection ends", (unsigned)p->account->uid, (int)p->who.pid);
     frame_drop_unsent(&p->writer); /* it reads what the kernel has, then why there is no more */
     fail_set(&f, EPIPE, "SLOW_READER", "nothing was read for %llu ms; the request was ended",
              (unsigned long long)(p->m->limits.slow_reader_timeout_usec / 1000));
@@ -152,7 +153,7 @@ void peer_error(struct peer *p, uint64_t id, struct fail *f)
     Dsv4__V1__ServerMessage sm = DSV4__V1__SERVER_MESSAGE__INIT;
     Dsv4__V1__Error e;
 
-    log_debug("uid %u (process %d): %s", (unsigned)p->account->uid, (int)p->pid, f->code);
+    log_debug("uid %u (process %d): %s", (unsigned)p->account->uid, (int)p->who.pid, f->code);
     error_from_fail(&e, f);
     sm.request_id = id;
     sm.event_case = DSV4__V1__SERVER_MESSAGE__EVENT_ERROR;
@@ -313,12 +314,11 @@ void peer_accept(struct manager *m, int fd_in)
     _cleanup_close_ int fd = fd_in;
     struct fail f = FAIL_INIT;
     struct charge charge = CHARGE_NONE;
-    struct ucred cred;
-    socklen_t n = sizeof(cred);
+    _cleanup_(who_deinit) struct who who = {0};
 
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0)
+    if (who_of_socket(fd, &who) < 0)
         return;
-    if (charge_take_uid(&charge, &m->accounts, cred.uid, CHARGE_CONNECTIONS, 1, &f) < 0) {
+    if (charge_take_who(&charge, &m->accounts, &who, CHARGE_CONNECTIONS, 1, &f) < 0) {
         refuse(fd, &f);
         return;
     }
@@ -331,7 +331,8 @@ void peer_accept(struct manager *m, int fd_in)
     p->account = charge.account;
     p->charge = charge;
     p->fd = TAKE_FD(fd);
-    p->pid = cred.pid;
+    p->who = who;
+    who = (struct who){0};
     p->sent_before = UINT64_MAX;
     list_append(&m->peers, &p->link);
     if (set_up(p) < 0)

@@ -214,7 +214,7 @@ int replay_resume(struct peer *p, uint64_t client_id, const Dsv4__V1__Resume *q,
 {
     struct request *r = map_get(p->m->resumes, q->resume_token, strlen(q->resume_token));
 
-    if (!r || r->account != p->account)
+    if (!r || r->account != p->account || !access_allows(&r->model->access, &p->who))
         return fail_set(f, ENOENT, "RESUME_GONE", "there is nothing to resume under that token");
     struct replay *y = r->replay;
     if (q->next_index < y->first || q->next_index - y->first > y->n) {

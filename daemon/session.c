@@ -65,11 +65,16 @@ struct session *session_get(struct manager *m, const char *id)
     return id[0] ? map_get(m->sessions, id, strlen(id)) : NULL;
 }
 
+bool session_is_of(const struct session *s, const struct peer *p)
+{
+    return s->account == p->account && access_allows(&s->model->access, &p->who);
+}
+
 int session_find(struct peer *p, const char *id, struct session **ret, struct fail *f)
 {
     struct session *s = session_get(p->m, id);
 
-    if (s && s->account == p->account && s->open && !s->closing) {
+    if (s && session_is_of(s, p) && s->open && !s->closing) {
         *ret = s;
         return 0;
     }

@@ -274,8 +274,10 @@ def test_configuration():
     good = "[Daemon]\nLogLevel=debug # comment\nMaxConnections=10\n\n[Quota]   # the default\nTokensPerDay=10M\nWeight=100\n"
     assert check(good) == (0, "")
     assert check("") == (0, "")
-    status, said = check(good + "Wieght=3\n")
-    assert status == 0 and "dsv4d.conf:8" in said and "Wieght" in said, said
+    status, said = check("[Daemon]\nMaxConnectons=3\n")
+    assert status == 0 and "dsv4d.conf:2" in said and "MaxConnectons" in said, said
+    status, said = check(good + "Wieght=3\n")  # a rule that would not hold
+    assert status == 78 and "dsv4d.conf:8" in said and "Wieght" in said, said
     for text, parts in ((good + "Sessions=many\n", ("dsv4d.conf:8", "Sessions", '"many"', "expected")),
                         ("[Daemon]\nMaxConnections=0\n", ("dsv4d.conf:2", "MaxConnections", '"0"', "expected 1 to")),
                         ("[Daemon\n", ("dsv4d.conf:1", "expected [Section]")),

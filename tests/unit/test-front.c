@@ -15,6 +15,9 @@
 #include "daemon/check.h"
 #include "daemon/limits.h"
 
+static const struct quotas no_quotas;
+static const struct who users[] = {[7] = {.uid = 7}, [8] = {.uid = 8}, [9] = {.uid = 9}};
+
 static void charges_are_given_back(void **state)
 {
     (void)state;
@@ -26,25 +29,25 @@ static void charges_are_given_back(void **state)
     limits_init(&l);
     l.connections = 2;
     l.max_connections = 3;
-    assert_int_equal(accounts_init(&a, &l), 0);
+    assert_int_equal(accounts_init(&a, &l, &no_quotas), 0);
     for (int i = 0; i < 2; i++)
-        assert_int_equal(charge_take_uid(&c[i], &a, 7, CHARGE_CONNECTIONS, 1, &f), 0);
-    assert_int_equal(charge_take_uid(&c[2], &a, 7, CHARGE_CONNECTIONS, 1, &f), -EDQUOT);
+        assert_int_equal(charge_take_who(&c[i], &a, &users[7], CHARGE_CONNECTIONS, 1, &f), 0);
+    assert_int_equal(charge_take_who(&c[2], &a, &users[7], CHARGE_CONNECTIONS, 1, &f), -EDQUOT);
     assert_string_equal(f.code, "QUOTA");
     assert_string_equal(f.field, "Connections");
     assert_true(f.limit == 2 && f.value == 2 && f.retry_after_ms > 0);
-    assert_int_equal(charge_take_uid(&c[2], &a, 8, CHARGE_CONNECTIONS, 1, &f), 0);
-    assert_int_equal(charge_take_uid(&all, &a, 9, CHARGE_CONNECTIONS, 1, &f), -EDQUOT); /* of all users */
+    assert_int_equal(charge_take_who(&c[2], &a, &users[8], CHARGE_CONNECTIONS, 1, &f), 0);
+    assert_int_equal(charge_take_who(&all, &a, &users[9], CHARGE_CONNECTIONS, 1, &f), -EDQUOT); /* of all users */
     assert_int_equal(f.limit, 3);
     assert_int_equal(map_size(a.by_uid), 2); /* nothing is kept of 9 */
     charge_release(&c[0]);
     charge_release(&c[0]); /* twice gives back once */
-    assert_int_equal(charge_take_uid(&all, &a, 9, CHARGE_CONNECTIONS, 1, &f), 0);
+    assert_int_equal(charge_take_who(&all, &a, &users[9], CHARGE_CONNECTIONS, 1, &f), 0);
     charge_release(&all);
     charge_release(&c[1]);
     charge_release(&c[2]);
     assert_int_equal(map_size(a.by_uid), 0);
-    assert_int_equal(charge_take_uid(&all, &a, 9, CHARGE_WAITING_BYTES, UINT64_MAX, &f), -EDQUOT); /* no wrap */
+    assert_int_equal(charge_take_who(&all, &a, &users[9], CHARGE_WAITING_BYTES, UINT64_MAX, &f), -EDQUOT); /* no wrap */
     accounts_deinit(&a);
 }
 
@@ -60,8 +63,8 @@ static void token_windows_roll(void **state)
     limits_init(&l);
     l.tokens_per_minute = 100;
     l.tokens_per_day = 150;
-    assert_int_equal(accounts_init(&a, &l), 0);
-    assert_int_equal(charge_take_uid(&c, &a, 7, CHARGE_CONNECTIONS, 1, &f), 0);
+    assert_int_equal(accounts_init(&a, &l, &no_quotas), 0);
+    assert_int_equal(charge_take_who(&c, &a, &users[7], CHARGE_CONNECTIONS, 1, &f), 0);
     assert_int_equal(account_check_tokens(c.account, now, &f), 0);
     account_add_tokens(c.account, now, 100);
     assert_int_equal(account_check_tokens(c.account, now + minute / 2, &f), -EDQUOT);
