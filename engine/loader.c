@@ -7,11 +7,17 @@
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "base/size.h"
 
 #define THREADS_MAX 64u
+#define PACK_BYTES (256u << 10)   /* of a piece to check and pack */
+#define POPULATE_MIN (64u << 10)  /* less is not worth a system call */
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
 
 static uint64_t now_usec(void)
 {
@@ -74,25 +80,44 @@ static float bf16_to_f32(const uint8_t *s)
     return v;
 }
 
+/* Is there a value among these n bytes that has all bits of the mask? Sixteen bytes at a time. */
+#define DEFINE_ANY_HAS(type)                                                                       \
+    static bool any_has_##type(const uint8_t *s, size_t n, type mask)                              \
+    {                                                                                              \
+        typedef type vec __attribute__((vector_size(16), aligned(1), may_alias));                  \
+        vec all = mask - (vec){0}, bad = {0};                                                      \
+        uint64_t half[2];                                                                          \
+        size_t i = 0;                                                                              \
+        for (; i + sizeof(vec) <= n; i += sizeof(vec))                                             \
+            bad |= (vec)((*(const vec *)(const void *)(s + i) & all) == all);                      \
+        memcpy(half, &bad, sizeof(half));                                                          \
+        for (; i + sizeof(type) <= n; i += sizeof(type)) {                                         \
+            type v;                                                                                \
+            memcpy(&v, s + i, sizeof(v));                                                          \
+            half[0] |= (v & mask) == mask;                                                         \
+        }                                                                                          \
+        return half[0] || half[1];                                                                 \
+    }
+DEFINE_ANY_HAS(uint8_t)
+DEFINE_ANY_HAS(uint16_t)
+DEFINE_ANY_HAS(uint32_t)
+
 /* Values that are no numbers would spread through every sum. n: bytes. */
 static bool all_finite(enum weight_type type, enum weight_part part, const uint8_t *s, size_t n)
 {
-    unsigned bad = 0;
-
-    if (part == WEIGHT_SCALE) {
-        for (size_t i = 0; i < n; i++)
-            bad |= s[i] == 0xff; /* ue8m0's NaN */
-    } else if (type == WEIGHT_FP8) {
-        for (size_t i = 0; i < n; i++)
-            bad |= (s[i] & 0x7f) == 0x7f; /* e4m3 has NaN, no infinity */
-    } else if (type == WEIGHT_BF16) {
-        for (size_t i = 0; i + 1 < n; i += 2)
-            bad |= (s[i + 1] & 0x7f) == 0x7f && (s[i] & 0x80);
-    } else if (type == WEIGHT_F32) {
-        for (size_t i = 0; i + 3 < n; i += 4)
-            bad |= (s[i + 3] & 0x7f) == 0x7f && (s[i + 2] & 0x80);
+    if (part == WEIGHT_SCALE)
+        return !any_has_uint8_t(s, n, 0xff); /* ue8m0's NaN */
+    switch (type) {
+    case WEIGHT_FP8:
+        return !any_has_uint8_t(s, n, 0x7f); /* e4m3 has NaN, no infinity */
+    case WEIGHT_BF16:
+        return !any_has_uint16_t(s, n, htole16(0x7f80));
+    case WEIGHT_F32:
+        return !any_has_uint32_t(s, n, htole32(0x7f800000));
+    case WEIGHT_FP4:
+        return true;
     }
-    return bad == 0;
+    return false;
 }
 
 static bool unpack_table(const uint8_t *src, size_t n, uint32_t limit, uint32_t *dst)
@@ -109,6 +134,36 @@ static bool unpack_table(const uint8_t *src, size_t n, uint32_t limit, uint32_t 
     return ok;
 }
 
+/* Pages of the arena at once instead of one fault after the other; only faster (Linux 5.14). What of the part the rows
+ * fill is an estimate. */
+static void populate(const struct loader *l, const struct weights_part *p, uint32_t row, uint32_t n)
+{
+    const uintptr_t dst = (uintptr_t)l->arena + p->dst, page = LOADER_ALIGN;
+    const uintptr_t from = dst + (uintptr_t)((double)p->dst_bytes * row / p->stored_rows);
+    const uintptr_t to = dst + (uintptr_t)((double)p->dst_bytes * (row + n) / p->stored_rows);
+
+    if (to - from >= POPULATE_MIN)
+        (void)madvise((void *)(from / page * page), to / page * page - from / page * page, MADV_POPULATE_WRITE);
+}
+
+/* Checks and packs a piece at a time, so that it is in the cache for both. */
+static bool pack_rows(struct loader *l, const struct weights_part *p, uint32_t row, uint32_t n, const uint8_t *src)
+{
+    const uint32_t piece = (uint32_t)MAX(PACK_BYTES / p->row_bytes / p->group, (size_t)1) * p->group;
+
+    populate(l, p, row, n);
+    while (n > 0) {
+        const uint32_t now = MIN(n, piece);
+        if (!all_finite(p->type, p->part, src, now * p->row_bytes))
+            return false;
+        l->ops->pack(l->b, p->type, p->rows, p->cols, p->part, row, now, src, l->arena + p->dst);
+        src += now * p->row_bytes;
+        row += now;
+        n -= now;
+    }
+    return true;
+}
+
 /* Rows row .. row + n - 1 of one stored tensor. False: they hold what they may not. */
 static bool unpack_rows(struct loader *l, const struct weights_part *p, uint32_t row, uint32_t n, const uint8_t *src)
 {
@@ -117,10 +172,7 @@ static bool unpack_rows(struct loader *l, const struct weights_part *p, uint32_t
 
     switch (p->how) {
     case PART_PACK:
-        if (!all_finite(p->type, p->part, src, bytes))
-            return false;
-        l->ops->pack(l->b, p->type, p->rows, p->cols, p->part, row, n, src, dst);
-        return true;
+        return pack_rows(l, p, row, n, src);
     case PART_BF16: {
         float *out = (float *)(void *)(dst + row * p->row_out_bytes);
         for (size_t i = 0; i < bytes / 2; i++)

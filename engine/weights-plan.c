@@ -95,6 +95,7 @@ static int plan_matrix(struct planning *g, const struct tensor_item *item)
         part->part = scale ? WEIGHT_SCALE : WEIGHT_DATA;
         part->group = scale ? l.scale_group : l.row_group;
         part->dst = scale ? t.scale : t.data;
+        part->dst_bytes = scale ? l.scale_bytes : l.data_bytes;
         finish_part(g, part);
     }
     t.weight.scale = item->scale ? item->to : NULL; /* any address: says that there is one */

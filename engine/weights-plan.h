@@ -25,7 +25,7 @@ struct weights_part {
     uint32_t group;              /* rows come in multiples of this, but at the end */
     size_t row_bytes;            /* in the file */
     size_t row_out_bytes;        /* in the arena; not for PART_PACK */
-    size_t dst;                  /* offset in the arena */
+    size_t dst, dst_bytes;       /* offset in the arena; bytes there, for PART_PACK */
 };
 
 /* What to fill in once the arena has an address. */

@@ -33,12 +33,12 @@ int rows16_layout(enum weight_type type, uint32_t rows, uint32_t cols, struct we
     return 0;
 }
 
-/* [n <= 16][cols] values of `size` bytes to [cols][16]. Blocks of 64 columns keep both sides in the cache. */
+/* Columns k0 .. cols - 1 of [n <= 16][cols] values to [cols][16]. Blocks of 64 keep both sides in the cache. */
 #define PACK_VALUES(type)                                                                            \
-    static void pack_##type(const void *src, uint32_t n, uint32_t cols, void *dst)                    \
+    static void pack_##type(const void *src, uint32_t n, uint32_t k0, uint32_t cols, void *dst)       \
     {                                                                                                \
-        for (uint32_t k0 = 0; k0 < cols; k0 += 64) {                                                 \
-            uint32_t k1 = MIN(k0 + 64, cols);                                                        \
+        for (uint32_t k1; k0 < cols; k0 = k1) {                                                      \
+            k1 = MIN(k0 + 64, cols);                                                                 \
             for (uint32_t lane = 0; lane < n; lane++) {                                              \
                 const char *in = (const char *)src + ((size_t)lane * cols + k0) * sizeof(type);      \
                 type *out = (type *)dst + (size_t)k0 * ROWS16 + lane;                                \
@@ -59,13 +59,13 @@ static uint32_t fp4_pairs(uint32_t v)
     return low | high << 4;
 }
 
-static void pack_fp4(const uint8_t *src, uint32_t n, uint32_t cols, uint8_t *dst)
+static void pack_fp4(const uint8_t *src, uint32_t n, uint32_t k0, uint32_t cols, uint8_t *dst)
 {
     uint32_t words = cols / 8; /* of 8 columns */
 
     for (uint32_t lane = 0; lane < n; lane++) {
         const uint8_t *in = src + (size_t)lane * cols / 2;
-        for (uint32_t j = 0; j < words; j++) {
+        for (uint32_t j = k0 / 8; j < words; j++) {
             uint32_t v;
             memcpy(&v, in + j * 4, 4);
             v = fp4_pairs(v);
@@ -76,15 +76,20 @@ static void pack_fp4(const uint8_t *src, uint32_t n, uint32_t cols, uint8_t *dst
 
 static void pack_group(enum weight_type type, uint32_t n, uint32_t cols, const void *src, void *dst)
 {
+    uint32_t k0 = 0; /* columns done */
+#ifdef __SSE2__
+    if (n == ROWS16)
+        k0 = rows16_pack_sse2(type, cols, src, dst);
+#endif
     switch (type) {
     case WEIGHT_FP4:
-        pack_fp4(src, n, cols, dst);
+        pack_fp4(src, n, k0, cols, dst);
         return;
     case WEIGHT_FP8:
-        pack_uint8_t(src, n, cols, dst);
+        pack_uint8_t(src, n, k0, cols, dst);
         return;
     case WEIGHT_BF16:
-        pack_uint16_t(src, n, cols, dst);
+        pack_uint16_t(src, n, k0, cols, dst);
         return;
     case WEIGHT_F32:
         return; /* never interleaved */

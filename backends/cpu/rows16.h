@@ -31,6 +31,8 @@
 int rows16_layout(enum weight_type type, uint32_t rows, uint32_t cols, struct weight_layout *ret);
 void rows16_pack(enum weight_type type, uint32_t rows, uint32_t cols, enum weight_part part, uint32_t row, uint32_t n,
                  const void *src, void *dst);
+/* One whole group of 16 rows, columns 0 to what it returns. Not for F32. x86-64 only. */
+uint32_t rows16_pack_sse2(enum weight_type type, uint32_t cols, const void *src, void *dst);
 void rows16_row(const struct weight *w, uint32_t row, float *out);
 
 /* Prepared activations: float32 as they are, but for FP4 [cols] q, then [cols / 32] scales (amax / 254), then

@@ -192,7 +192,7 @@ static void check_matrix(enum weight_type type, uint32_t rows, uint32_t cols, fl
                 fail_msg("type %d %ux%u: %s gives other bits than plain C for %s", type, rows, cols, k->isa,
                          one ? "one token" : "many tokens");
         }
-        for (uint32_t row = 0; k && row < rows; row += 7) {
+        for (uint32_t row = 0; k && row < rows; row++) {
             k->row(&m.w, row, y);
             for (uint32_t col = 0; col < cols; col++)
                 assert_true(y[col] == (float)stored_value(&m, row, col));

@@ -7,6 +7,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stdio.h>
@@ -297,9 +298,125 @@ static void the_arena_says_what_it_is(void **state)
     assert_int_equal(ftruncate(w->arena_fd, 1), -1);
 }
 
+/* ---------------------------------------------------------------- contents */
+
+/* A copy of the checkpoint to spoil. */
+static void copy_nano(const char *to)
+{
+    struct dirent *e;
+    DIR *d = opendir(nano());
+
+    assert_non_null(d);
+    while ((e = readdir(d))) {
+        _cleanup_free_ char *data = NULL;
+        size_t n;
+        if (e->d_name[0] == '.')
+            continue;
+        assert_int_equal(fd_read_file(dirfd(d), e->d_name, 1u << 24, &data, &n, NULL), 0);
+        int dir = open(to, O_DIRECTORY | O_RDONLY | O_CLOEXEC);
+        int fd = openat(dir, e->d_name, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+        assert_true(dir >= 0 && fd >= 0);
+        assert_int_equal(fd_write_full(fd, data, n), 0);
+        close(fd);
+        close(dir);
+    }
+    closedir(d);
+}
+
+static void remove_dir(const char *path)
+{
+    struct dirent *e;
+    DIR *d = opendir(path);
+
+    assert_non_null(d);
+    while ((e = readdir(d)))
+        if (e->d_name[0] != '.')
+            assert_int_equal(unlinkat(dirfd(d), e->d_name, 0), 0);
+    closedir(d);
+    assert_int_equal(rmdir(path), 0);
+}
+
+/* An element's new value, little-endian as in the file. */
+static const struct spoiled {
+    const char *tensor;
+    size_t bytes;
+    uint64_t value;
+    bool good;
+} spoiled[] = {
+    {"layers.1.attn.wq_b.weight", 1, 0x7e, true},
+    {"layers.1.attn.wq_b.weight", 1, 0x7f, false},
+    {"layers.1.attn.wq_b.weight", 1, 0xff, false},
+    {"layers.1.attn.wq_b.scale", 1, 0xfe, true},
+    {"layers.1.attn.wq_b.scale", 1, 0xff, false},
+    {"layers.4.ffn.experts.7.w1.weight", 1, 0xff, true},
+    {"layers.4.ffn.experts.7.w1.scale", 1, 0x7f, true},
+    {"layers.4.ffn.experts.7.w1.scale", 1, 0xff, false},
+    {"embed.weight", 2, 0xff7f, true},
+    {"embed.weight", 2, 0x7f80, false},
+    {"embed.weight", 2, 0xffc1, false},
+    {"hc_head_fn", 4, 0xff7fffff, true},
+    {"hc_head_fn", 4, 0xff800000, false},
+    {"hc_head_fn", 4, 0x7f800001, false},
+    {"layers.5.attn.kv_norm.weight", 2, 0x7f80, false},
+    {"layers.5.attn.attn_sink", 4, 0x7fc00000, false},
+    {"layers.1.ffn.gate.tid2eid", 8, 0, true},
+    {"layers.1.ffn.gate.tid2eid", 8, 8, false},
+    {"layers.1.ffn.gate.tid2eid", 8, UINT64_MAX, false},
+};
+
+static void load_spoiled(const char *dir, const struct spoiled *s, bool no_uring)
+{
+    struct checkpoint *c = NULL;
+    struct model_weights *w = NULL;
+    struct load_options o = {.no_uring = no_uring, .threads = 2};
+    struct fail f = FAIL_INIT;
+
+    assert_int_equal(checkpoint_open(dir, &c, &f), 0);
+    int r = weights_load(c, &fake_ops, NULL, &o, &w, &f);
+    if (s->good) {
+        assert_int_equal(r, 0);
+    } else {
+        assert_int_equal(r, -EINVAL);
+        assert_string_equal(f.code, "BAD_TENSOR");
+        assert_non_null(strstr(f.message, s->tensor));
+    }
+    weights_free(w);
+    checkpoint_free(c);
+}
+
+/* Wherever in a tensor: at its ends, and in the middle of what is looked at in one go. */
+static void no_number_is_refused_wherever_it_is(void **state)
+{
+    (void)state;
+    char dir[] = "/tmp/dsv4d-test-weights-XXXXXX", path[128];
+    _cleanup_(checkpoint_freep) struct checkpoint *c = open_nano();
+
+    assert_non_null(mkdtemp(dir));
+    copy_nano(dir);
+    snprintf(path, sizeof(path), "%s/%s", dir, c->shards[0].name);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0);
+    for (size_t i = 0; i < ELEMENTS(spoiled); i++) {
+        const struct spoiled *s = &spoiled[i];
+        const struct tensor *t = checkpoint_find(c, s->tensor);
+        const size_t n = (size_t)t->bytes / s->bytes, at[] = {0, n / 2 + 1, n - 1};
+        for (size_t k = 0; k < ELEMENTS(at); k++) {
+            const off_t offset = (off_t)(t->offset + at[k] * s->bytes);
+            uint64_t old;
+            assert_int_equal(pread(fd, &old, s->bytes, offset), s->bytes);
+            assert_int_equal(pwrite(fd, &s->value, s->bytes, offset), s->bytes);
+            load_spoiled(dir, s, (i + k) % 2);
+            assert_int_equal(pwrite(fd, &old, s->bytes, offset), s->bytes);
+        }
+    }
+    close(fd);
+    remove_dir(dir);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(no_number_is_refused_wherever_it_is),
         cmocka_unit_test(everything_arrives),
         cmocka_unit_test(both_ways_give_the_same_arena),
         cmocka_unit_test(a_forbidden_io_uring_is_done_without),
