@@ -17,6 +17,7 @@ with open(os.path.join(t.TOP_BUILD, "config.status")) as _f:
     SANITIZED = "-fsanitize" in _f.read()
 SLOW = SANITIZED or "DSV4_TEST_WRAPPER" in os.environ
 SCALE = 6 if SLOW else 1
+t.TIMEOUT *= SCALE
 
 
 def sampling(seed, temperature=1.0, bias=NO_EOS, **fields):
