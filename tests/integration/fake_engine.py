@@ -3,7 +3,7 @@
 """An engine without a model: it speaks the engine protocol and answers by rule, well or badly as $FAKE_ENGINE says.
 
 The first word is how it behaves; key=value words set numbers. Generate answers with the words of the input text, or
-with `deltas` deltas of `size` bytes where the text begins with "stream".
+with `deltas` deltas of `size` bytes where the text begins with "stream", or to "weight" with the weight that came along.
 """
 import os
 import select
@@ -66,7 +66,8 @@ class Engine:
         self.out = b""
 
     # -- requests
-    def generate(self, id, g):
+    def generate(self, id, work):
+        g = work.generate
         text = g.text if g.WhichOneof("input") == "text" else ""
         if g.session and g.session not in self.sessions:
             return self.error(id, "NO_SUCH_SESSION")
@@ -89,6 +90,8 @@ class Engine:
         if self.mode == "wrong-kind":
             return self.send(id, tokens=pb.Tokens(id=[1]))
         self.send(id, prefill=pb.Prefill(done=1, total=2))
+        if text == "weight":
+            text = str(work.weight)
         for word in text.split():
             self.send(id, delta=pb.Delta(index=7, content=word))
         self.finish(id, pb.STOP, len(text.split()))
@@ -127,7 +130,7 @@ class Engine:
             self.sessions.pop(m.session_close.session, None)
             self.send(m.id, done=pb.Done())
         elif kind == "generate":
-            self.generate(m.id, m.generate.generate)
+            self.generate(m.id, m.generate)
         elif kind == "cancel":
             if m.cancel.target in self.streams:
                 self.finish(m.cancel.target, pb.CANCELLED, self.streams[m.cancel.target][0])
