@@ -240,17 +240,19 @@ def test_slow_readers_are_theirs_alone():
             c.generate(model="nano", text="a b c")
         return time.monotonic() - start
 
-    with t.Daemon(**t.fake(size=4000)) as d, d.connect() as c:
-        d.wait_model()
-        time_of_twenty(c)
-        alone = min(time_of_twenty(c) for _ in range(3))
+    with t.Daemon(**t.fake(size=4000)) as d, d.connect() as c, t.Daemon(**t.fake(size=4000)) as e, e.connect() as quiet:
+        d.wait_model(), e.wait_model()
         stuck = [d.connect() for _ in range(100)]
         for s in stuck:
             s.start(generate=pb.Generate(model="nano", text="stream"))
         time.sleep(2.0)  # until all are paused
-        among = min(time_of_twenty(c) for _ in range(3))
+        alone = among = float("inf")
+        for _ in range(12):  # best times, measured in turns: what else the machine does comes and goes
+            alone, among = min(alone, time_of_twenty(quiet)), min(among, time_of_twenty(c))
+            if among < 5 * alone + 0.2:
+                break
         print(f"     20 requests alone {alone * 1000:.0f} ms, among 100 stopped readers {among * 1000:.0f} ms")
-        assert among < 5 * alone + 0.5
+        assert among < 5 * alone + 0.2
         for s in stuck:
             s.close()
 

@@ -19,10 +19,10 @@ LIMIT = 120 * u.SCALE  # seconds, for one answer
 
 def inputs(k):
     """Two turns of client k: texts, conversations and ids; some are longer than a step."""
-    words = " ".join(f"client {k} says {(k * 7919 + i * i) % 1000}" for i in range(k + 2))
-    if k % 16 == 5:
+    words = " ".join(f"client {k} says {(k * 7919 + i * i) % 1000}" for i in range(2 + k % 8))
+    if k == 5:
         return [{"tokens": pb.TokenIds(id=[2 + (i * (k + 3) + i // 7) % 500 for i in range(700 + k)])}, {"text": words}]
-    if k % 16 == 6:
+    if k == 22:
         return [{"text": (words + "\n") * (1 + 2500 // len(words))}, {"text": "and then"}]
     if k % 4 == 1:
         first = u.user(words, reasoning=pb.HIGH) if k % 8 == 1 else u.user(words)
