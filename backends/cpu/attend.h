@@ -14,9 +14,15 @@
 static inline void attend_head(const struct cpu_attend *a, uint32_t head, uint32_t n, const float *key)
 {
     uint32_t c = a->shape->head_dim;
+    const float *q = a->q + (size_t)head * c;
     float p[ATTEND_KEYS] = {0}, *acc = a->acc + (size_t)head * c;
+    uint32_t k = 0;
+    for (; k + 4 <= n; k += 4)
+        vec_dot4(q, key + (size_t)k * c, c, p + k);
+    for (; k < n; k++)
+        p[k] = vec_dot(q, key + (size_t)k * c, c);
     for (uint32_t i = 0; i < n; i++)
-        p[i] = vec_dot(a->q + (size_t)head * c, key + (size_t)i * c, c) * a->scale;
+        p[i] *= a->scale;
     float max = vec_max(p, n);
     if (max > a->max[head]) {
         float shrink = expf(a->max[head] - max);
@@ -28,6 +34,5 @@ static inline void attend_head(const struct cpu_attend *a, uint32_t head, uint32
         p[i] = expf(p[i] - a->max[head]);
         a->sum[head] += p[i];
     }
-    for (uint32_t i = 0; i < n; i++)
-        vec_add_scaled(acc, key + (size_t)i * c, p[i], c);
+    vec_add_all_scaled(acc, key, p, n, c);
 }

@@ -15,11 +15,16 @@ void matmul_f32_avx512(const struct cpu_matmul *m, uint32_t first, uint32_t end,
 static inline void matmul_f32(const struct cpu_matmul *m, uint32_t first, uint32_t end)
 {
     const struct weight *w = m->w;
+    const float *data = w->data;
+    uint32_t cols = w->cols;
 
-    for (uint32_t row = first; row < end; row++)
-        for (uint32_t t = 0; t < m->n; t++) {
-            const void *x = m->x + (m->xi ? m->xi[t] : t) * m->x_stride;
-            m->y[(m->yi ? m->yi[t] : t) * m->y_stride + row] =
-                vec_dot((const float *)w->data + (size_t)row * w->cols, x, w->cols);
-        }
+    for (uint32_t t = 0; t < m->n; t++) {
+        const float *x = (const void *)(m->x + (m->xi ? m->xi[t] : t) * m->x_stride);
+        float *y = m->y + (m->yi ? m->yi[t] : t) * m->y_stride;
+        uint32_t row = first;
+        for (; row + 4 <= end; row += 4)
+            vec_dot4(x, data + (size_t)row * cols, cols, y + row);
+        for (; row < end; row++)
+            y[row] = vec_dot(data + (size_t)row * cols, x, cols);
+    }
 }

@@ -179,6 +179,104 @@ static void matmul_one(const struct cpu_matmul *m, uint32_t first, uint32_t end)
     }
 }
 
+/* ---------------------------------------------------------------- two to four tokens */
+
+/* A step of a few sessions: too few products per weight to pay for decoding into memory first. */
+#define FEW 4u
+#define FEW_SUMS 8u /* tokens x groups: as many sums as hide the latency of an FMA */
+
+/* out: [nt][ng][16] */
+INLINE void few_float(const struct weight *w, const enum weight_type type, const uint32_t *group, const uint32_t ng,
+                      const uint32_t nt, const struct rows16_act *a, float *out)
+{
+    const uint32_t block = type == WEIGHT_FP8 ? FP8_BLOCK : UINT32_MAX;
+    const size_t bytes = type == WEIGHT_FP8 ? 1 : 2;
+    __m512 y[FEW_SUMS], p[FEW_SUMS]; /* [nt][ng] */
+    const uint8_t *d[FEW];
+
+    UNROLL
+    for (uint32_t g = 0; g < ng; g++)
+        d[g] = rows16_data(w, group[g]);
+    UNROLL
+    for (uint32_t i = 0; i < nt * ng; i++)
+        y[i] = _mm512_setzero_ps();
+    for (uint32_t k = 0, k0, end; k < w->cols;) {
+        k0 = k;
+        end = block < w->cols - k ? k + block : w->cols;
+        UNROLL
+        for (uint32_t i = 0; i < nt * ng; i++)
+            p[i] = _mm512_setzero_ps();
+        for (; k < end; k += 2) {
+            UNROLL
+            for (uint32_t g = 0; g < ng; g++) {
+                const uint8_t *at = d[g] + (size_t)k * ROWS16 * bytes;
+                const bool second = k + 1 < end;
+                __m512 c0, c1 = _mm512_setzero_ps();
+                if (type == WEIGHT_FP8 && second) {
+                    fp8_columns(at, &c0, &c1);
+                } else {
+                    c0 = type == WEIGHT_FP8 ? fp8_column(at) : bf16_column(at);
+                    if (second)
+                        c1 = bf16_column(at + ROWS16 * 2);
+                }
+                _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T0);
+                UNROLL
+                for (uint32_t t = 0; t < nt; t++) {
+                    p[t * ng + g] = _mm512_fmadd_ps(c0, _mm512_set1_ps(a[t].x[k]), p[t * ng + g]);
+                    if (second)
+                        p[t * ng + g] = _mm512_fmadd_ps(c1, _mm512_set1_ps(a[t].x[k + 1]), p[t * ng + g]);
+                }
+            }
+        }
+        k = end;
+        UNROLL
+        for (uint32_t i = 0; i < nt * ng; i++) {
+            if (type != WEIGHT_FP8) {
+                y[i] = p[i];
+                continue;
+            }
+            float scale = rows16_fp8_scale(rows16_fp8_scales(w, group[i % ng])[k0 / FP8_BLOCK]);
+            y[i] = _mm512_fmadd_ps(p[i], _mm512_set1_ps(scale), y[i]);
+        }
+    }
+    UNROLL
+    for (uint32_t i = 0; i < nt * ng; i++)
+        _mm512_storeu_ps(out + i * ROWS16, y[i]);
+}
+
+INLINE void few_n(const struct weight *w, const uint32_t *group, const uint32_t ng, const uint32_t nt,
+                  const struct rows16_act *a, float *out)
+{
+    if (w->type == WEIGHT_FP8)
+        few_float(w, WEIGHT_FP8, group, ng, nt, a, out);
+    else
+        few_float(w, WEIGHT_BF16, group, ng, nt, a, out);
+}
+
+/* BF16 and FP8, 2 to FEW tokens */
+static void matmul_few(const struct cpu_matmul *m, uint32_t first, uint32_t end)
+{
+    const uint32_t ng = m->n == 2 ? 4 : 2;
+    struct rows16_act a[FEW];
+
+    for (uint32_t t = 0; t < m->n; t++)
+        a[t] = rows16_act(m, t);
+    for (uint32_t row = first; row < end; row += ng * ROWS16) {
+        uint32_t group[FEW];
+        float out[FEW_SUMS * ROWS16];
+        for (uint32_t g = 0; g < ng; g++) /* past the end the last one stands in */
+            group[g] = MIN(row / ROWS16 + g, (end - 1) / ROWS16);
+        if (m->n == 2)
+            few_n(m->w, group, 4, 2, a, out);
+        else if (m->n == 3)
+            few_n(m->w, group, 2, 3, a, out);
+        else
+            few_n(m->w, group, 2, 4, a, out);
+        for (uint32_t t = 0; t < m->n; t++)
+            memcpy(rows16_out(m, t, row), out + t * ng * ROWS16, MIN(ng * ROWS16, end - row) * sizeof(float));
+    }
+}
+
 /* ---------------------------------------------------------------- many tokens */
 
 /*
@@ -408,6 +506,8 @@ void rows16_matmul_avx512(const struct cpu_matmul *m, uint32_t first, uint32_t e
 {
     if (m->n == 1)
         matmul_one(m, first, end);
+    else if (m->n <= FEW && m->w->type != WEIGHT_FP4)
+        matmul_few(m, first, end);
     else
         matmul_many(m, first, end, scratch);
 }

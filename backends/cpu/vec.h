@@ -34,6 +34,38 @@ static inline float vec_dot(const float *a, const float *b, uint32_t n)
     return vec_tree(lane);
 }
 
+/* The next two have as much in registers as AVX2 has room for; with less they go one by one, which is the same sums. */
+#ifdef __AVX2__
+#define VEC_MANY 1
+#else
+#define VEC_MANY 0
+#endif
+
+/* dot[j] = vec_dot(a, b + j * n, n) for j < 4: the same sums, side by side. */
+static inline void vec_dot4(const float *a, const float *b, uint32_t n, float *dot)
+{
+    for (int j = 0; j < 4 && !VEC_MANY; j++)
+        dot[j] = vec_dot(a, b + (size_t)j * n, n);
+    if (!VEC_MANY)
+        return;
+    vec sum[4] = {{0}, {0}, {0}, {0}};
+    uint32_t i = 0;
+    for (; i + VEC_LANES <= n; i += VEC_LANES) {
+        vec v = *(const vec *)(const void *)(a + i);
+        sum[0] += v * *(const vec *)(const void *)(b + i);
+        sum[1] += v * *(const vec *)(const void *)(b + n + i);
+        sum[2] += v * *(const vec *)(const void *)(b + 2 * (size_t)n + i);
+        sum[3] += v * *(const vec *)(const void *)(b + 3 * (size_t)n + i);
+    }
+    for (int j = 0; j < 4; j++) {
+        float lane[VEC_LANES];
+        memcpy(lane, &sum[j], sizeof(lane));
+        for (uint32_t k = 0; i + k < n; k++)
+            lane[k] += a[i + k] * b[(size_t)j * n + i + k];
+        dot[j] = vec_tree(lane);
+    }
+}
+
 /* y *= scale */
 static inline void vec_scale(float *y, float scale, uint32_t n)
 {
@@ -51,6 +83,25 @@ static inline void vec_add_scaled(float *y, const float *x, float factor, uint32
         *(vec *)(void *)(y + i) += *(const vec *)(const void *)(x + i) * factor;
     for (; i < n; i++)
         y[i] += x[i] * factor;
+}
+
+/* vec_add_scaled for x, x + n, ... and factor[0 .. count - 1], one after the other for every element of y. */
+static inline void vec_add_all_scaled(float *y, const float *x, const float *factor, uint32_t count, uint32_t n)
+{
+    uint32_t i = 0;
+    for (; VEC_MANY && i + 4 * VEC_LANES <= n; i += 4 * VEC_LANES) {
+        vec *at = (vec *)(void *)(y + i), a = at[0], b = at[1], c = at[2], d = at[3];
+        for (uint32_t k = 0; k < count; k++) {
+            const vec *v = (const vec *)(const void *)(x + (size_t)k * n + i);
+            a += v[0] * factor[k];
+            b += v[1] * factor[k];
+            c += v[2] * factor[k];
+            d += v[3] * factor[k];
+        }
+        at[0] = a, at[1] = b, at[2] = c, at[3] = d;
+    }
+    for (uint32_t k = 0; k < count && i < n; k++)
+        vec_add_scaled(y + i, x + (size_t)k * n + i, factor[k], n - i);
 }
 
 static inline float vec_max(const float *x, uint32_t n)

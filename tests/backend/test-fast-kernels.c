@@ -131,8 +131,8 @@ static double stored_value(const struct matrix *m, uint32_t row, uint32_t col)
     return v;
 }
 
-/* All tokens at once (one == false) or one by one; the work split at multiples of 16 rows as the operations do. */
-static void multiply(const struct cpu_kernels *k, const struct weight *w, const float *x, bool one, float *y)
+/* So many tokens at once; the work split at multiples of 16 rows as the operations do. */
+static void multiply(const struct cpu_kernels *k, const struct weight *w, const float *x, uint32_t at_once, float *y)
 {
     size_t bytes = k->activation_bytes(w->type, w->cols), stride = bytes ? bytes : w->cols * sizeof(float);
     struct model_shape shape = {.hidden = w->cols, .hc = 1, .head_dim = 64, .o_groups = 1, .index_dim = 32};
@@ -147,17 +147,20 @@ static void multiply(const struct cpu_kernels *k, const struct weight *w, const 
             memcpy(prepared + t * stride, x + (size_t)t * w->cols, stride);
         xi[t] = yi[t] = TOKENS - 1 - t; /* any order */
     }
-    struct cpu_matmul m = {.w = w, .n = one ? 1 : TOKENS, .x = prepared, .x_stride = stride, .y = y, .y_stride = w->rows};
-    for (uint32_t t = 0; t < (one ? TOKENS : 1); t++) {
-        m.xi = one ? xi + t : xi;
-        m.yi = one ? yi + t : yi;
-        uint32_t step = one ? 80 : 208;
+    struct cpu_matmul m = {.w = w, .x = prepared, .x_stride = stride, .y = y, .y_stride = w->rows};
+    for (uint32_t t = 0; t < TOKENS; t += at_once) {
+        m.n = MIN(at_once, TOKENS - t);
+        m.xi = xi + t;
+        m.yi = yi + t;
+        uint32_t step = at_once < TOKENS ? 80 : 208;
         for (uint32_t row = 0; row < w->rows; row += step)
             k->matmul[w->type](&m, row, MIN(row + step, w->rows), scratch);
     }
     free(prepared);
     free(scratch);
 }
+
+static const uint32_t batches[] = {1, 2, 3, 4, TOKENS}; /* kernels may have ways of their own for the small ones */
 
 static void check_matrix(enum weight_type type, uint32_t rows, uint32_t cols, float scale_x)
 {
@@ -168,7 +171,7 @@ static void check_matrix(enum weight_type type, uint32_t rows, uint32_t cols, fl
     matrix_init(&m, type, rows, cols, kernels("plain"));
     for (size_t i = 0; i < (size_t)TOKENS * cols; i++)
         x[i] = rnd_float() * scale_x;
-    multiply(kernels("plain"), &m.w, x, true, want);
+    multiply(kernels("plain"), &m.w, x, 1, want);
 
     double error = 0, norm = 0;
     for (uint32_t t = 0; t < 3; t++)
@@ -185,12 +188,12 @@ static void check_matrix(enum weight_type type, uint32_t rows, uint32_t cols, fl
 
     for (size_t i = 0; i < ELEMENTS(isas); i++) {
         const struct cpu_kernels *k = kernels(isas[i]);
-        for (int one = 0; k && one < 2; one++) {
+        for (size_t j = 0; k && j < ELEMENTS(batches); j++) {
             memset(y, 0xff, n * 4);
-            multiply(k, &m.w, x, one, y);
+            multiply(k, &m.w, x, batches[j], y);
             if (memcmp(y, want, n * 4) != 0)
-                fail_msg("type %d %ux%u: %s gives other bits than plain C for %s", type, rows, cols, k->isa,
-                         one ? "one token" : "many tokens");
+                fail_msg("type %d %ux%u: %s gives other bits than plain C for %u tokens at once", type, rows, cols, k->isa,
+                         batches[j]);
         }
         for (uint32_t row = 0; k && row < rows; row++) {
             k->row(&m.w, row, y);
