@@ -36,3 +36,16 @@ static inline void attend_head(const struct cpu_attend *a, uint32_t head, uint32
     }
     vec_add_all_scaled(acc, key, p, n, c);
 }
+
+/* A row in KV row format as [c] floats. */
+typedef void attend_unpack(const struct model_shape *s, const struct kv_layout *kv, const uint8_t *row, float *x);
+
+/* All of cpu_kernels.attend. scratch: [ATTEND_KEYS][c] */
+static inline void attend_rows(const struct cpu_attend *a, uint32_t n, const uint8_t *const *row, attend_unpack *unpack,
+                               float *scratch)
+{
+    for (uint32_t i = 0; i < n; i++)
+        unpack(a->shape, a->kv, row[i], scratch + (size_t)i * a->shape->head_dim);
+    for (uint32_t head = 0; head < a->heads; head++)
+        attend_head(a, head, n, scratch);
+}

@@ -7,11 +7,15 @@
 #include "backends/cpu/mat.h"
 #include "backends/cpu/rows.h"
 
-static void unpack(const struct model_shape *s, const uint8_t *row, float *x)
+static void unpack(const struct model_shape *s, const struct kv_layout *kv, const uint8_t *row, float *x)
 {
     uint32_t r = s->rope_dim, n = s->head_dim - r, i = 0;
     const uint8_t *rope = row + row_rope_offset(s);
 
+    if (kv->rope_f32) {
+        row_unpack(s, kv, row, x);
+        return;
+    }
     for (; i < n; i += 8) { /* e4m3 through fp16 (rows16.h) */
         __m128i v = _mm_slli_epi16(_mm_cvtepu8_epi16(_mm_loadl_epi64((const void *)(row + i))), 8);
         v = _mm_and_si128(_mm_srai_epi16(v, 1), _mm_set1_epi16((short)0xbfff));
@@ -26,15 +30,7 @@ static void unpack(const struct model_shape *s, const uint8_t *row, float *x)
 
 void attend_avx2(const struct cpu_attend *a, uint32_t n, const uint8_t *const *row, void *scratch)
 {
-    float *key = scratch; /* [ATTEND_KEYS][c] */
-
-    for (uint32_t i = 0; i < n; i++)
-        if (a->kv->rope_f32)
-            row_unpack(a->shape, a->kv, row[i], key + (size_t)i * a->shape->head_dim);
-        else
-            unpack(a->shape, row[i], key + (size_t)i * a->shape->head_dim);
-    for (uint32_t head = 0; head < a->heads; head++)
-        attend_head(a, head, n, key);
+    attend_rows(a, n, row, unpack, scratch);
 }
 
 void matmul_f32_avx2(const struct cpu_matmul *m, uint32_t first, uint32_t end, void *scratch)

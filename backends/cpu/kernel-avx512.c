@@ -14,11 +14,15 @@ static inline __m512 e4m3(const uint8_t *p)
     return _mm512_cvtph_ps(_mm256_and_si256(_mm256_srai_epi16(v, 1), _mm256_set1_epi16((short)0xbfff)));
 }
 
-static void unpack(const struct model_shape *s, const uint8_t *row, float *x)
+static void unpack(const struct model_shape *s, const struct kv_layout *kv, const uint8_t *row, float *x)
 {
     uint32_t r = s->rope_dim, n = s->head_dim - r, i = 0;
     const uint8_t *rope = row + row_rope_offset(s);
 
+    if (kv->rope_f32) {
+        row_unpack(s, kv, row, x);
+        return;
+    }
     for (; i < n; i += 16)
         _mm512_storeu_ps(x + i, _mm512_mul_ps(e4m3(row + i), _mm512_set1_ps(mat_scale(row[n + i / KV_BLOCK]) * 0x1p8f)));
     for (i = 0; i + 16 <= r; i += 16) {
@@ -34,15 +38,7 @@ static void unpack(const struct model_shape *s, const uint8_t *row, float *x)
 
 void attend_avx512(const struct cpu_attend *a, uint32_t n, const uint8_t *const *row, void *scratch)
 {
-    float *key = scratch; /* [ATTEND_KEYS][c] */
-
-    for (uint32_t i = 0; i < n; i++)
-        if (a->kv->rope_f32)
-            row_unpack(a->shape, a->kv, row[i], key + (size_t)i * a->shape->head_dim);
-        else
-            unpack(a->shape, row[i], key + (size_t)i * a->shape->head_dim);
-    for (uint32_t head = 0; head < a->heads; head++)
-        attend_head(a, head, n, key);
+    attend_rows(a, n, row, unpack, scratch);
 }
 
 void matmul_f32_avx512(const struct cpu_matmul *m, uint32_t first, uint32_t end, void *scratch)

@@ -127,11 +127,7 @@ static void plain_swiglu(uint32_t n, const float *gate, const float *up, float w
 
 static void plain_attend(const struct cpu_attend *a, uint32_t n, const uint8_t *const *row, void *scratch)
 {
-    float *key = scratch; /* [ATTEND_KEYS][c] */
-    for (uint32_t i = 0; i < n; i++)
-        row_unpack(a->shape, a->kv, row[i], key + (size_t)i * a->shape->head_dim);
-    for (uint32_t head = 0; head < a->heads; head++)
-        attend_head(a, head, n, key);
+    attend_rows(a, n, row, row_unpack, scratch);
 }
 
 /* ---------------------------------------------------------------- index */
