@@ -59,7 +59,8 @@ void quotas_apply(const struct quotas *q, const struct who *w, struct limits *l)
     uint64_t seen = 0; /* limits that a group's section has set in l */
 
     assert(n_limit_defs <= 64);
-    for (const struct quota_rule *r = q->rules; r < q->rules + q->n; r++) {
+    for (size_t k = 0; k < q->n; k++) {
+        const struct quota_rule *r = &q->rules[k];
         if (!r->group && r->id == w->uid)
             own = r;
         if (!r->group || !who_in_group(w, r->id))
